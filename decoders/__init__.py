@@ -1,0 +1,1 @@
+"""LLM to sound: text preparation, voices, vocoders. Never imports `encoders`, `agent`, `apps` or asyncio."""

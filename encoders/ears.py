@@ -1,0 +1,52 @@
+"""What the conversation asks of ears: audio in as it comes, transcripts of the current turn out.
+
+`feed` is cheap and is called on every 20 ms frame, in the event loop. `window` takes an immutable snapshot, and `transcribe`, which
+runs a model, works on that snapshot alone, so it may run in another thread while `feed` goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from duplex.audio import Samples
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What the user has said in the current turn, up to `end`."""
+
+    text: str
+    """The words, with the recogniser's own punctuation; "" when nothing was said."""
+    end: int
+    """User-sample index up to which audio was taken into account."""
+    no_speech: float = 0.0
+    """Probability in [0, 1] that the window holds no speech at all."""
+
+
+class Ears(Protocol):
+    """A streaming recogniser; the state is owned by the caller, so conversations share one set of weights."""
+
+    def open(self) -> Any:
+        """A fresh state for one conversation."""
+        ...
+
+    def feed(self, state: Any, samples: Samples) -> None:
+        """Take [n] user samples (16 kHz) that follow what was fed before."""
+        ...
+
+    def begin_turn(self, state: Any, start: int) -> None:
+        """Forget audio before user sample `start` and the text of the turn before."""
+        ...
+
+    def window(self, state: Any) -> Any:
+        """An immutable snapshot of the current turn, for `transcribe`."""
+        ...
+
+    def transcribe(self, window: Any) -> Transcript:
+        """The transcript of a snapshot. Runs the model; thread-safe with `feed`."""
+        ...
+
+    def settle(self, state: Any, window: Any, transcript: Transcript) -> None:
+        """Let the state keep what `transcribe` found (long turns freeze their oldest text, so the window stays bounded)."""
+        ...
