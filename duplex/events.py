@@ -1,7 +1,7 @@
 """The events of a conversation, as everyone outside sees them.
 
-Each event carries `at`, the user-sample index (16 kHz) of the moment it speaks of. `as_dict` gives the flat JSON form that the events
-file, the server and the broker use: `{"type": "<name>", "at_s": <seconds>, ...}`.
+Each event carries `at`, the user-sample index (16 kHz) of the moment it speaks of. `as_dict` gives the flat JSON form that the
+events file, the server and the broker use: `{"type": "<name>", "at_s": <seconds>, ...}`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from duplex.audio import seconds
 
 Floor = Literal["quiet", "user", "pause", "agent", "ducked", "held"]
-"""Who has the floor: nobody, the user, the user within a pause, the agent, both with the agent quieter, both with the agent silent."""
+"""Who has the floor: nobody, the user, the user in a pause, the agent, both (agent quieter), both (agent holding its breath)."""
 
 
 @dataclass(frozen=True, slots=True)

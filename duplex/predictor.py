@@ -1,0 +1,141 @@
+"""The duplex predictor: asked on every tick (80 ms) whether to respond, to yield, or to talk on.
+
+`DuplexPredictor` is what the session asks; a trained one-layer transformer reads `TickInput.user_state` and `agent_state`.
+`RulePredictor` is the one that runs until such weights are there: it reads silence, duration and the words themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from duplex.english import is_backchannel, opens_interruption, seems_complete
+from duplex.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class TickInput:
+    """What is known at one tick."""
+
+    at: int
+    """User-sample index of the tick."""
+    voiced: bool
+    """The user's voice is on."""
+    voiced_s: float
+    """Seconds from the onset of the user's latest turn, or of the sound over the agent's voice, to its last voiced sample."""
+    silence_s: float
+    """Seconds since the last voiced sample; 0 while voiced."""
+    agent_speaking: bool
+    """A response is being played."""
+    transcript: str
+    """The newest words of the user's turn."""
+    transcript_fresh: bool
+    """The transcript covers the audio up to the last voiced sample."""
+    hum: float = 0.0
+    """How far the user's sound is a closed-mouth hum, in [0, 1]."""
+    user_state: NDArray[Any] | None = None
+    """Newest encoder or LLM state of the user's side, [d]; for a trained predictor."""
+    agent_state: NDArray[Any] | None = None
+    """Newest LLM hidden state of the agent's side, [d]; for a trained predictor."""
+
+
+@dataclass(frozen=True, slots=True)
+class TickDecision:
+    """Probabilities in [0, 1]; the turn-taking core holds them against its thresholds."""
+
+    respond: float = 0.0
+    """The user's turn is over and the agent should speak."""
+    yield_: float = 0.0
+    """The user is taking the floor from the speaking agent."""
+    backchannel: float = 0.0
+    """What the user uttered over the agent was a backchannel or noise: talk on."""
+
+
+class DuplexPredictor(Protocol):
+    """Decides on every tick; `open` gives the state that the caller owns."""
+
+    def open(self) -> Any:
+        """A fresh state for one conversation."""
+        ...
+
+    def tick(self, state: Any, known: TickInput) -> TickDecision:
+        """One decision; at most 2 ms."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RuleConfig:
+    """How long to wait, and what counts as taking the floor."""
+
+    speculate_s: float = 0.16
+    """Silence after which a turn end is likely enough to prepare a response."""
+    complete_s: float = 0.40
+    """Silence that ends a turn whose words make a whole sentence."""
+    incomplete_s: float = 1.50
+    """Silence that ends a turn whose words plainly go on."""
+    unknown_s: float = 1.00
+    """Silence that ends a turn while its transcript is not there yet."""
+    takeover_s: float = 0.60
+    """Speech over the agent's voice that takes the floor, whatever the words."""
+    stop_word_s: float = 0.25
+    """Speech over the agent's voice that takes the floor when it holds a word such as "stop" or "wait"."""
+    hum_limit: float = 0.5
+    """A sound hummed at least so much is a backchannel while it lasts less than `hum_s`."""
+    hum_s: float = 1.2
+    """A hum longer than this is treated like speech."""
+    settle_s: float = 0.12
+    """Silence after which a sound over the agent's voice is judged by its words."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.speculate_s <= self.complete_s <= self.incomplete_s:
+            raise ConfigError("turns: speculate_s, complete_s and incomplete_s must be positive and rise in this order.")
+
+
+class RulePredictor:
+    """Silence, duration and words; no weights."""
+
+    def __init__(self, config: RuleConfig | None = None) -> None:
+        self.config = config or RuleConfig()
+
+    def open(self) -> None:
+        """Rules need no memory."""
+        return None
+
+    def tick(self, state: None, known: TickInput) -> TickDecision:
+        """Respond rises piecewise with silence: 0.5 at `speculate_s`, 0.8 at the silence that ends this kind of turn."""
+        return self._over_agent(known) if known.agent_speaking else self._after_user(known)
+
+    def _after_user(self, known: TickInput) -> TickDecision:
+        c = self.config
+        if known.voiced:
+            return TickDecision()
+        needed = c.complete_s if seems_complete(known.transcript) else c.incomplete_s
+        if not known.transcript_fresh:
+            needed = c.unknown_s
+        silence = known.silence_s
+        if silence < c.speculate_s:
+            return TickDecision(respond=0.5 * silence / c.speculate_s * 0.99)
+        rise = (silence - c.speculate_s) / max(needed - c.speculate_s, 1e-6)
+        return TickDecision(respond=min(1.0, 0.5 + 0.3 * rise))
+
+    def _over_agent(self, known: TickInput) -> TickDecision:
+        c = self.config
+        hummed = known.hum >= c.hum_limit and known.voiced_s < c.hum_s
+        listening = bool(known.transcript) and is_backchannel(known.transcript)
+        if known.voiced:
+            if known.voiced_s >= c.stop_word_s and opens_interruption(known.transcript):
+                return TickDecision(yield_=0.95)
+            if known.voiced_s >= (2 * c.takeover_s if listening else c.takeover_s) and not hummed:
+                return TickDecision(yield_=0.9)
+            return TickDecision(yield_=0.2, backchannel=0.5 if hummed else 0.2)
+        if known.silence_s < c.settle_s:
+            return TickDecision(yield_=0.2)
+        if hummed or known.voiced_s < 0.1:
+            return TickDecision(backchannel=0.9)
+        if not known.transcript_fresh and known.silence_s < 0.8:
+            return TickDecision(yield_=0.3)
+        if not known.transcript or listening:
+            return TickDecision(backchannel=0.9)
+        return TickDecision(yield_=0.9)
