@@ -1,8 +1,8 @@
 """Playout: what the agent has ready to say, what it has said, and what the user has heard of it.
 
-The voice puts chunks in ahead of time; `pull` hands out one 20 ms frame at a time, with ducking, holding and stopping as short gain
-ramps. A response that was prepared but not released stays silent and can be dropped without a trace. What was heard is computed from
-the samples that were pulled, through the word ends that came with the chunks.
+The voice puts chunks in ahead of time; `pull` hands out one 20 ms frame at a time, with ducking, holding and stopping as short
+gain ramps. A response that was prepared but not released stays silent and can be dropped without a trace. What was heard is computed
+from the samples that were pulled, through the word ends that came with the chunks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The turn-taking core: signals in, actions out, every transition in one table.
 
 No I/O, no clock, no models. `TurnTaking.receive(signal)` looks up the rows for (floor, signal type), takes the first whose guard
-holds, moves to the row's next floor and returns the row's actions. A signal without a row changes nothing. `docs/turn-taking.md` is drawn
-from the same table (`python -m duplex.turn_docs`).
+holds, moves to the row's next floor and returns the row's actions. A signal without a row changes nothing. `docs/turn-taking.md`
+is drawn from the same table (`python -m duplex.turn_docs`).
 """
 
 from __future__ import annotations
