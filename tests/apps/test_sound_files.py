@@ -18,7 +18,8 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from apps.sound_files import HEADER_BYTES, StereoWriter, open_sound
+from apps.sound_files import StereoWriter, open_sound
+from apps.stereo_writer import HEADER_BYTES
 from duplex.audio import USER_FRAME
 from duplex.errors import InputError, OutputError
 
@@ -47,9 +48,10 @@ def test_every_usual_wav_arrives_at_16_khz_mono(tmp_path: Path, rate: int, subty
     np.testing.assert_allclose(samples[800:-800], tone(16_000)[800:-800], atol=0.03 if coarse else 2e-3)
 
 
-@pytest.mark.parametrize(
-    ("name", "form", "subtype"), [("a.flac", "FLAC", "PCM_24"), ("a.ogg", "OGG", "VORBIS"), ("a.mp3", "MP3", None)]
-)
+COMPRESSED = [("a.flac", "FLAC", "PCM_24"), ("a.ogg", "OGG", "VORBIS"), ("a.mp3", "MP3", None)]
+
+
+@pytest.mark.parametrize(("name", "form", "subtype"), COMPRESSED)
 def test_compressed_files(tmp_path: Path, name: str, form: str, subtype: str | None) -> None:
     path = tmp_path / name
     soundfile.write(path, tone(44_100, 2.0), 44_100, format=form, subtype=subtype)
@@ -173,11 +175,11 @@ def test_a_wav_of_unknown_length_is_no_cut_off_one(tmp_path: Path) -> None:
     assert warnings == []
 
 
+MAGIC = [b"", b"RIFF\x00\x01\x00\x00WAVE", b"fLaC", b"OggS", b"FORM", b"ID3", b"\xff\xfb"]
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    data=st.binary(max_size=2_000),
-    magic=st.sampled_from([b"", b"RIFF\x00\x01\x00\x00WAVE", b"fLaC", b"OggS", b"FORM", b"ID3", b"\xff\xfb"]),
-)
+@given(data=st.binary(max_size=2_000), magic=st.sampled_from(MAGIC))
 def test_random_bytes_raise_nothing_but_input_error(tmp_path: Path, data: bytes, magic: bytes) -> None:
     path = tmp_path / "random.wav"
     path.write_bytes(magic + data)
