@@ -17,6 +17,7 @@ import numpy as np
 
 from duplex.audio import FRAME_MS, USER_FRAME, USER_RATE_HZ, Samples
 from duplex.errors import ConfigError
+from duplex.levels import level_db
 
 log = logging.getLogger(__name__)
 
@@ -191,9 +192,39 @@ class ErleMeter:
         self._after = 0.0
 
 
-def level_db(samples: Samples) -> float:
-    """RMS level of [n] in dBFS (a full-scale square wave is 0), at least -120."""
-    return float(10 * np.log10(max(_power(samples), 1e-12)))
+class EchoControl:
+    """All that a conversation asks about echo: the cleaned microphone, whether to believe it, and how well it works."""
+
+    def __init__(self, canceller: EchoCanceller, config: EchoConfig | None = None) -> None:
+        self._canceller = canceller
+        # half duplex leaves nothing over that could be taken for the user
+        self._guard = None if isinstance(canceller, HalfDuplex) else WarmUpGuard(config)
+        self._meter = ErleMeter(config)
+
+    def process(self, near: Samples, far: Samples, *, user_speaking: bool = False) -> Samples:
+        """[320], [320] of the same 20 ms -> [320] without echo. `user_speaking`, as far as known, keeps the meter honest."""
+        clean = self._canceller.process(near, far)
+        if self._guard is not None:
+            self._guard.hear(far)
+        self._meter.hear(near, clean, far, user_speaking=user_speaking)
+        return clean
+
+    @property
+    def trusted(self) -> bool:
+        """Whether voice in the cleaned microphone may interrupt the agent by itself."""
+        return self._guard is None or self._guard.trusted
+
+    @property
+    def erle_db(self) -> float | None:
+        """dB of echo removed of late; None before there was any."""
+        return self._meter.erle_db
+
+    def reset(self) -> None:
+        """Forget the room."""
+        self._canceller.reset()
+        self._meter.reset()
+        if self._guard is not None:
+            self._guard.reset()
 
 
 def _power(samples: Samples) -> float:

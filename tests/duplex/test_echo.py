@@ -11,8 +11,19 @@ import numpy as np
 import pytest
 
 from duplex.audio import USER_FRAME, USER_RATE_HZ, Samples
-from duplex.echo import EchoCanceller, EchoConfig, ErleMeter, HalfDuplex, NoEcho, WarmUpGuard, WebRtcEcho, choose_echo, level_db
+from duplex.echo import (
+    EchoCanceller,
+    EchoConfig,
+    EchoControl,
+    ErleMeter,
+    HalfDuplex,
+    NoEcho,
+    WarmUpGuard,
+    WebRtcEcho,
+    choose_echo,
+)
 from duplex.errors import ConfigError
+from duplex.levels import level_db
 
 
 @pytest.fixture
@@ -180,3 +191,24 @@ def test_the_meter_reads_far_only_frames() -> None:
 def test_the_configuration_is_checked(bad: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
         EchoConfig(**bad)  # type: ignore[arg-type]
+
+
+def test_the_control_joins_canceller_guard_and_meter(webrtc: EchoCanceller) -> None:
+    far = babble(4, 1, 110)
+    near = room(far, 80)
+    control = EchoControl(webrtc)
+    assert not control.trusted
+    assert control.erle_db is None
+    for begin in range(0, len(far), USER_FRAME):
+        control.process(near[begin : begin + USER_FRAME], far[begin : begin + USER_FRAME])
+    assert control.trusted
+    assert control.erle_db is not None
+    assert control.erle_db > 15
+    control.reset()
+    assert not control.trusted
+    assert control.erle_db is None
+
+
+def test_half_duplex_is_trusted_from_the_start() -> None:
+    assert EchoControl(HalfDuplex()).trusted
+    assert not EchoControl(NoEcho()).trusted
