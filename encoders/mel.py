@@ -1,8 +1,9 @@
 """Whisper's log-mel spectrogram, offline and as a stream, from one function.
 
-Notable: frame i is centred on sample 160 i of the stream, as Whisper's centred STFT has it, so a stream is "the samples so far, minus the
-frames whose right half has not arrived yet". Only the last 399 samples at most are kept between calls. The step that is not local, Whisper's
-clamp to eight decades below the loudest value of the window, is a function of its own, `normalise`, applied per window.
+Notable: frame i is centred on sample 160 i of the stream, as Whisper's centred STFT has it, so a stream is "the samples so far,
+minus the frames whose right half has not arrived yet". Only the last 399 samples at most are kept between calls. The step that is
+not local, Whisper's clamp to eight decades below the loudest value of the window, is a function of its own, applied per window:
+`normalise` as published, `level` with a gain besides.
 
 Legend: n samples, t frames (100 per second), m mel bands (80), b FFT bins (201).
 """
@@ -23,6 +24,10 @@ HOP_SAMPLES = 160  # 10 ms at 16 kHz
 FRAME_RATE_HZ = USER_RATE_HZ // HOP_SAMPLES
 HALF_SAMPLES = FFT_SAMPLES // 2
 POWER_FLOOR = 1e-10  # log10 of it, -10, is what digital silence becomes
+
+PEAK = 1.5  # log10 power of the loudest mel value in a window of ordinary speech
+QUIET = -2.5  # windows whose loudest value is below this are not amplified further
+SILENCE = (PEAK - 8.0 + 4.0) / 4.0  # what `level` makes of silence
 
 Mel = NDArray[np.float32]
 
@@ -62,7 +67,8 @@ def _frames(padded: Samples) -> Mel:
     pieces = np.lib.stride_tricks.sliding_window_view(padded, FFT_SAMPLES)[: count * HOP_SAMPLES : HOP_SAMPLES]  # [t, 400]
     spectrum = np.fft.rfft(pieces * _hann())  # [t, b]
     power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32, copy=False)
-    return np.log10(np.maximum(power @ filter_bank(), POWER_FLOOR), dtype=np.float32)  # [t, m]
+    logs: Mel = np.log10(np.maximum(power @ filter_bank(), POWER_FLOOR), dtype=np.float32)  # [t, m]
+    return logs
 
 
 @dataclass(slots=True)
@@ -117,4 +123,18 @@ def normalise(frames: Mel) -> Mel:
     """Whisper's scaling over one window [t, m]: clamp to 8 decades below the window's maximum, then (x + 4) / 4."""
     if not len(frames):
         return frames
-    return (np.maximum(frames, frames.max() - 8.0) + 4.0) / np.float32(4.0)
+    scaled: Mel = (np.maximum(frames, frames.max() - 8.0) + 4.0) / np.float32(4.0)
+    return scaled
+
+
+def level(frames: Mel) -> Mel:
+    """`normalise` after a gain that brings the window's maximum to PEAK, where speech at an ordinary level has it.
+
+    So silence is always the same number, SILENCE, and a quiet microphone reads like a loud one. Windows below QUIET (about 40 dB
+    under ordinary speech) get no more gain, so that hiss does not become speech.
+    """
+    if not len(frames):
+        return frames
+    peak = max(float(frames.max()), QUIET)
+    scaled: Mel = (np.maximum(frames, np.float32(peak - 8.0)) + np.float32(PEAK - peak + 4.0)) / np.float32(4.0)
+    return scaled

@@ -1,8 +1,8 @@
 """Whisper's vocabulary, for reading only: token ids to text.
 
-Notable: no tokenizer library. The recogniser never has to encode text, and decoding a byte-level BPE is joining byte strings. The file is
-OpenAI's `gpt2.tiktoken` ("base64 rank" per line); the special tokens follow it in the order that OpenAI's tokenizer.py lays down for the
-English-only models.
+Notable: no tokenizer library. The recogniser never has to encode text, and decoding a byte-level BPE is joining byte strings. The
+file is OpenAI's `gpt2.tiktoken` ("base64 rank" per line); the special tokens follow it in the order that OpenAI's tokenizer.py
+lays down for the English-only models.
 """
 
 from __future__ import annotations
@@ -69,14 +69,12 @@ def english(path: Path) -> Vocabulary:
     size = no_timestamps + 1 + TIMESTAMPS
     symbols = [i for i in NON_SPEECH_TOKENS if i < end]
     space = pieces.index(b" ")
-    return Vocabulary(
-        tuple(pieces), size, end, start, no_speech, no_timestamps, (*symbols, *range(start, size)), (space, end)
-    )
+    return Vocabulary(tuple(pieces), size, end, start, no_speech, no_timestamps, (*symbols, *range(start, size)), (space, end))
 
 
 def bytewise() -> Vocabulary:
-    """A vocabulary of the 256 bytes and four special ids, for tests and tiny builds."""
+    """A vocabulary of the 256 bytes and four special ids, writing lower-case letters and spaces only, for tests and tiny builds."""
     end, start, no_speech, no_timestamps = 256, 257, 258, 259
-    return Vocabulary(
-        tuple(bytes([i]) for i in range(256)), 260, end, start, no_speech, no_timestamps, (start, no_speech, no_timestamps), (32, end)
-    )
+    written = {*b"abcdefghijklmnopqrstuvwxyz ", end}
+    suppressed = tuple(i for i in range(260) if i not in written)
+    return Vocabulary(tuple(bytes([i]) for i in range(256)), 260, end, start, no_speech, no_timestamps, suppressed, (32, end))

@@ -1,0 +1,192 @@
+"""Ears made of Whisper: a bounded window over the current turn, transcribed as often as the caller likes.
+
+Notable: the state holds mel frames, not samples, in one buffer of 30 s, so three hours cost what one minute costs. A turn longer
+than `freeze_after_s` is cut at its quietest spot: the text before the cut is frozen, only the audio after it is decoded again.
+The cut is found in `transcribe`, on the snapshot alone, and takes effect in `settle`; a window that was overtaken by a new turn,
+or by a newer window, settles nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from duplex.audio import USER_RATE_HZ, Samples
+from encoders import mel, whisper_checkpoint
+from encoders.ears import Transcript
+from encoders.greedy import GreedyConfig, decode
+from encoders.mel import FRAME_RATE_HZ, HOP_SAMPLES, MELS, Mel, MelState
+from encoders.whisper import Whisper
+
+_BUFFER_FRAMES = 30 * FRAME_RATE_HZ
+_BLOCK_SAMPLES = USER_RATE_HZ  # long input is taken in one second at a time
+
+
+@dataclass(frozen=True, slots=True)
+class EarsConfig:
+    """How much audio is kept and decoded at once."""
+
+    freeze_after_s: float = 12.0
+    """No decoding takes in more audio than this; what is older is frozen as text."""
+    freeze_at_least_s: float = 4.0
+    """The part that is frozen is at least so long, so that its text has some context."""
+    keep_s: float = 24.0
+    """Audio of the turn that was not settled yet is kept so long; older audio is lost. Below 30."""
+    end_silence_s: float = 0.5
+    """Silence encoded after the window, so that a last word is heard to end."""
+    greedy: GreedyConfig = field(default_factory=GreedyConfig)
+    """When decoding stops."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.freeze_at_least_s < self.freeze_after_s <= self.keep_s < _BUFFER_FRAMES / FRAME_RATE_HZ:
+            raise ValueError("keep 0 < freeze_at_least_s < freeze_after_s <= keep_s < 30")
+        if not 0 <= self.end_silence_s <= 2:
+            raise ValueError("end_silence_s must be in [0, 2]")
+
+
+@dataclass(slots=True)
+class EarsState:
+    """What one conversation's ears remember."""
+
+    mel: MelState = field(default_factory=MelState)
+    """The feature stream."""
+    buffer: Mel = field(default_factory=lambda: np.empty((_BUFFER_FRAMES, MELS), np.float32))
+    """The newest frames; rows [0, filled) are valid."""
+    filled: int = 0
+    """Valid rows of `buffer`; the last of them is frame `mel.made - 1`."""
+    turn: int = 0
+    """Counts turns, so that a window of an earlier one is known."""
+    start: int = 0
+    """User sample from which on audio is still to be decoded."""
+    settled: int = 0
+    """`end` of the newest window settled in this turn."""
+    text: str = ""
+    """Frozen text of this turn."""
+    draft: tuple[int, ...] = ()
+    """Tokens of the newest transcript after the frozen text."""
+
+
+@dataclass(frozen=True, slots=True)
+class EarsWindow:
+    """A snapshot of the current turn."""
+
+    frames: Mel
+    """[t, 80] log10 mel power, a copy."""
+    start: int
+    """User sample at which the first frame is centred."""
+    end: int
+    """User sample up to which audio is in it."""
+    turn: int
+    """Which turn it belongs to."""
+    text: str
+    """Text frozen before it."""
+    draft: tuple[int, ...]
+    """An earlier transcript of it, to start from."""
+
+
+@dataclass(frozen=True, slots=True)
+class WhisperTranscript(Transcript):
+    """A transcript and what `settle` needs."""
+
+    frozen_text: str = ""
+    """The part of the text that is final."""
+    frozen_until: int = 0
+    """User sample from which on audio must be decoded again."""
+    draft: tuple[int, ...] = ()
+    """Tokens of the part that is not final."""
+
+
+class WhisperEars:
+    """`encoders.ears.Ears` on a Whisper model. Holds no state of a conversation; `transcribe` may run in any thread."""
+
+    def __init__(self, model: Whisper, config: EarsConfig | None = None) -> None:
+        self.model = model
+        self.config = config or EarsConfig()
+
+    @classmethod
+    def load(cls, checkpoint: Path, vocab: Path, config: EarsConfig | None = None, *, int8: bool = True) -> WhisperEars:
+        """From OpenAI's `tiny.en.pt` and `gpt2.tiktoken`. Raises WeightsError."""
+        return cls(whisper_checkpoint.load(checkpoint, vocab, int8=int8), config)
+
+    @classmethod
+    def tiny(cls, seed: int = 0, config: EarsConfig | None = None) -> WhisperEars:
+        """Random weights, no download: hears nonsense, deterministically."""
+        return cls(whisper_checkpoint.tiny(seed), config)
+
+    def open(self) -> EarsState:
+        """A fresh state for one conversation, about 1 MB, which does not grow."""
+        return EarsState()
+
+    def feed(self, state: EarsState, samples: Samples) -> None:
+        """Take [n] user samples that follow what was fed before. NaN counts as 0, values beyond full scale are clipped."""
+        clean = np.clip(np.nan_to_num(np.asarray(samples, np.float32), nan=0.0, posinf=1.0, neginf=-1.0), -1.0, 1.0)
+        for at in range(0, len(clean), _BLOCK_SAMPLES):
+            frames = mel.feed(state.mel, clean[at : at + _BLOCK_SAMPLES])
+            if state.filled + len(frames) > _BUFFER_FRAMES:
+                keep = self._keep_frames
+                state.buffer[:keep] = state.buffer[state.filled - keep : state.filled]
+                state.filled = keep
+            state.buffer[state.filled : state.filled + len(frames)] = frames
+            state.filled += len(frames)
+
+    def begin_turn(self, state: EarsState, start: int) -> None:
+        """Forget audio before user sample `start` and the text of the turn before. `start` may reach back up to `keep_s`."""
+        state.turn += 1
+        state.start, state.settled = max(0, start), 0
+        state.text, state.draft = "", ()
+
+    def window(self, state: EarsState) -> EarsWindow:
+        """A snapshot of the current turn up to the last sample fed; a copy of at most `keep_s` of frames."""
+        made = state.mel.made
+        first = max(state.start // HOP_SAMPLES, made - self._keep_frames)
+        rows = max(0, made - first)
+        body = state.buffer[state.filled - rows : state.filled]
+        owed = mel.tail(state.mel)
+        frames = np.concatenate((body, owed[max(0, first - made) :]))
+        return EarsWindow(frames, first * HOP_SAMPLES, state.mel.fed, state.turn, state.text, state.draft)
+
+    def transcribe(self, window: EarsWindow) -> WhisperTranscript:
+        """The transcript of a snapshot: an encoder pass per 12 s, a decoder pass over the draft, and one per new token."""
+        frames, at, frozen, draft = window.frames, window.start, window.text, window.draft
+        no_speech = 1.0
+        longest = round(self.config.freeze_after_s * FRAME_RATE_HZ)
+        while len(frames) > longest:
+            cut = quietest(frames[:longest], round(self.config.freeze_at_least_s * FRAME_RATE_HZ))
+            head = decode(self.model, self._ended(frames[:cut]), draft, self.config.greedy)
+            frozen += self.model.vocabulary.text(head.ids)
+            draft = draft[len(head.ids) :]
+            no_speech = min(no_speech, head.no_speech)
+            frames, at = frames[cut:], at + cut * HOP_SAMPLES
+        if len(frames):
+            last = decode(self.model, self._ended(frames), draft, self.config.greedy)
+            draft = last.ids
+            no_speech = min(no_speech, last.no_speech)
+        text = (frozen + self.model.vocabulary.text(draft)).strip()
+        return WhisperTranscript(text, window.end, no_speech, frozen, at, draft)
+
+    def settle(self, state: EarsState, window: EarsWindow, transcript: Transcript) -> None:
+        """Keep the frozen text and the draft, unless a newer turn or window came first."""
+        if window.turn != state.turn or window.end < state.settled or not isinstance(transcript, WhisperTranscript):
+            return
+        state.settled = window.end
+        state.text, state.draft = transcript.frozen_text, transcript.draft
+        state.start = max(state.start, transcript.frozen_until)
+
+    @property
+    def _keep_frames(self) -> int:
+        return round(self.config.keep_s * FRAME_RATE_HZ)
+
+    def _ended(self, frames: Mel) -> Mel:
+        """The frames with the silence that ends them."""
+        silence = np.full((round(self.config.end_silence_s * FRAME_RATE_HZ), MELS), np.log10(mel.POWER_FLOOR), np.float32)
+        return np.concatenate((frames, silence))
+
+
+def quietest(frames: Mel, at_least: int) -> int:
+    """The middle of the quietest 200 ms of [t, 80] frames, not before frame `at_least`: a place to cut, in frames."""
+    loudness = frames.mean(axis=1)
+    width = FRAME_RATE_HZ // 5
+    smooth = np.convolve(loudness, np.full(width, 1.0 / width, np.float32), mode="valid")  # entry i covers [i, i + width)
+    return int(smooth[at_least - width // 2 :].argmin()) + at_least
