@@ -197,8 +197,8 @@ class EchoControl:
 
     def __init__(self, canceller: EchoCanceller, config: EchoConfig | None = None) -> None:
         self._canceller = canceller
-        # half duplex leaves nothing over that could be taken for the user
-        self._guard = None if isinstance(canceller, HalfDuplex) else WarmUpGuard(config)
+        # half duplex leaves no echo over, and whoever chose none has told us that there is none
+        self._guard = None if isinstance(canceller, HalfDuplex | NoEcho) else WarmUpGuard(config)
         self._meter = ErleMeter(config)
 
     def process(self, near: Samples, far: Samples, *, user_speaking: bool = False) -> Samples:

@@ -209,6 +209,6 @@ def test_the_control_joins_canceller_guard_and_meter(webrtc: EchoCanceller) -> N
     assert control.erle_db is None
 
 
-def test_half_duplex_is_trusted_from_the_start() -> None:
-    assert EchoControl(HalfDuplex()).trusted
-    assert not EchoControl(NoEcho()).trusted
+@pytest.mark.parametrize("canceller", [HalfDuplex(), NoEcho()])
+def test_where_no_echo_can_be_left_there_is_trust_from_the_start(canceller: EchoCanceller) -> None:
+    assert EchoControl(canceller).trusted
