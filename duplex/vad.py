@@ -8,7 +8,6 @@ never count whatever the model says.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,11 @@ from numpy.typing import NDArray
 
 from duplex.audio import USER_RATE_HZ, Samples
 from duplex.errors import WeightsError
+from duplex.levels import SILENCE_DB
 
 WINDOW_SAMPLES = 512  # 32 ms, what silero's 16 kHz model was trained on
 WINDOW_MS = 1000 * WINDOW_SAMPLES // USER_RATE_HZ
 CONTEXT_SAMPLES = 64  # of the window before, put in front of each window
-SILENCE_DB = -120.0  # the level that digital silence is given
-
-
-@dataclass(frozen=True, slots=True)
-class VadWindow:
-    """One completed window of 32 ms."""
-
-    end: int
-    """User sample after its last one."""
-    probability: float
-    """That it holds voice, in [0, 1], by the model."""
-    level_db: float
-    """Its root mean square in dBFS; -120 for digital silence."""
 
 
 @dataclass(slots=True)
@@ -74,8 +61,11 @@ class Vad:
         """A fresh state for one conversation."""
         return VadState()
 
-    def feed(self, state: VadState, samples: Samples) -> list[VadWindow]:
-        """Take [n] user samples that follow what was fed before; one entry per window that became complete. NaN counts as 0."""
+    def feed(self, state: VadState, samples: Samples) -> list[tuple[int, float]]:
+        """Take [n] user samples that follow what was fed before. NaN counts as 0.
+
+        Returns (user sample after its last one, probability of voice in [0, 1]) for each window of 32 ms that became complete.
+        """
         clean = np.clip(np.nan_to_num(np.asarray(samples, np.float32), nan=0.0, posinf=1.0, neginf=-1.0), -1.0, 1.0)
         waiting = np.concatenate((state.rest, clean))
         count = len(waiting) // WINDOW_SAMPLES
@@ -85,19 +75,13 @@ class Vad:
             probability, state.memory = self._session.run(None, {"input": heard, "state": state.memory, "sr": self._rate})
             state.context = window[-CONTEXT_SAMPLES:].copy()
             state.end += WINDOW_SAMPLES
-            done.append(VadWindow(state.end, float(probability[0, 0]), level_db(window)))
+            done.append((state.end, float(probability[0, 0])))
         state.rest = waiting[count * WINDOW_SAMPLES :].copy()
         return done
 
 
-def level_db(samples: Samples) -> float:
-    """Root mean square of [n] samples in dBFS (full-scale square wave = 0), at least -120."""
-    power = float(np.mean(np.square(samples, dtype=np.float64))) if len(samples) else 0.0
-    return max(SILENCE_DB, 10.0 * math.log10(power)) if power > 0 else SILENCE_DB
-
-
 @dataclass(frozen=True, slots=True)
-class ActivityConfig:
+class VoiceActivityConfig:
     """How probabilities become starts and stops."""
 
     onset_threshold: float = 0.5
@@ -112,7 +96,7 @@ class ActivityConfig:
     """So much without a voiced window makes a stop."""
     pull_back_ms: int = 64
     """The start is put so long before the first voiced window began, since the model lags and consonants are soft."""
-    floor_db: float = -55.0
+    floor_db: float = -58.0
     """Windows quieter than this (dBFS) never count."""
 
     def __post_init__(self) -> None:
@@ -123,7 +107,7 @@ class ActivityConfig:
         if self.offset_ms < WINDOW_MS or self.pull_back_ms < 0:
             raise ValueError(f"offset_ms must be at least one window ({WINDOW_MS}) and pull_back_ms not negative")
         if not SILENCE_DB < self.floor_db < 0:
-            raise ValueError("floor_db is in dBFS; keep it between -120 and 0")
+            raise ValueError("floor_db is in dBFS; keep it between -100 and 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,43 +127,41 @@ class VoiceStop:
 
 
 class VoiceActivity:
-    """Hysteresis over windows: feed each one to `receive`; starts and stops alternate, and their positions never go back."""
+    """Hysteresis over windows, fed in order to `update`; starts and stops alternate, and their positions never go back."""
 
-    def __init__(self, config: ActivityConfig | None = None) -> None:
-        self.config = config or ActivityConfig()
+    def __init__(self, config: VoiceActivityConfig | None = None) -> None:
+        self.config = config or VoiceActivityConfig()
         self.active = False
         """Whether there is voice now."""
         self.last_voiced = 0
         """User sample after the newest voiced window while active, or of the newest stop."""
         self._recent: list[tuple[int, bool]] = []  # (end, voiced) of the newest windows, while not active
 
-    def receive(self, window: VadWindow) -> VoiceStart | VoiceStop | None:
-        """Take the next window, in order; return what it changed."""
+    def update(self, end: int, probability: float, level_db: float = 0.0) -> list[VoiceStart | VoiceStop]:
+        """Take the window that ends at user sample `end`, its probability and its level in dBFS; return what changed, if anything."""
         c = self.config
+        loud = level_db >= c.floor_db
         if self.active:
-            if self._voiced(window, c.offset_threshold):
-                self.last_voiced = window.end
-            elif (window.end - self.last_voiced) * 1000 >= c.offset_ms * USER_RATE_HZ:
+            if loud and probability >= c.offset_threshold:
+                self.last_voiced = end
+            elif (end - self.last_voiced) * 1000 >= c.offset_ms * USER_RATE_HZ:
                 self.active = False
-                return VoiceStop(self.last_voiced)
-            return None
-        self._recent.append((window.end, self._voiced(window, c.onset_threshold)))
+                return [VoiceStop(self.last_voiced)]
+            return []
+        self._recent.append((end, loud and probability >= c.onset_threshold))
         del self._recent[: -c.onset_span_windows]
-        voiced = [end for end, yes in self._recent if yes]
+        voiced = [at for at, yes in self._recent if yes]
         if len(voiced) < c.onset_windows:
-            return None
+            return []
         pulled = voiced[0] - WINDOW_SAMPLES - c.pull_back_ms * USER_RATE_HZ // 1000
         start = max(0, self.last_voiced, pulled)
         self.active, self.last_voiced = True, voiced[-1]
         self._recent.clear()
-        return VoiceStart(start)
+        return [VoiceStart(start)]
 
-    def finish(self) -> VoiceStop | None:
+    def finish(self) -> list[VoiceStop]:
         """The audio has ended: a voice that was still going on stops at its last voiced sample."""
         if not self.active:
-            return None
+            return []
         self.active = False
-        return VoiceStop(self.last_voiced)
-
-    def _voiced(self, window: VadWindow, threshold: float) -> bool:
-        return window.probability >= threshold and window.level_db >= self.config.floor_db
+        return [VoiceStop(self.last_voiced)]

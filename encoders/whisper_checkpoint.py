@@ -42,7 +42,7 @@ _RENAMED = (  # OpenAI's names -> transformers'
 def load(checkpoint: Path, vocab: Path, *, int8: bool = True) -> Whisper:
     """OpenAI's English-only checkpoint (`tiny.en.pt`) and `gpt2.tiktoken` -> a Whisper ready to run on the CPU.
 
-    `int8` quantises the linear layers dynamically (weights once, activations as they come). Raises WeightsError, naming every tensor
+    `int8` quantises the linear layers dynamically (weights once, activations as they come). Raises WeightsError, naming each tensor
     that is missing, unexpected or of another shape.
     """
     words = vocabulary.english(vocab)
