@@ -1,6 +1,6 @@
-"""How far a sound is a closed-mouth hum ("mm-hm"): voiced energy with next to nothing above 1 kHz.
+"""How far a sound is a closed-mouth hum ("mm-hm"): voiced energy with next to nothing above 500 Hz.
 
-Open vowels and consonants carry energy between 1 and 4 kHz; a nasal hum does not. The measure is the share of energy above 1 kHz,
+Open vowels and consonants carry energy above 500 Hz; a nasal hum does not. The measure is the share of energy above 500 Hz,
 in dB, mapped to [0, 1].
 """
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from duplex.audio import USER_RATE_HZ, Samples
 
-_SPLIT_HZ = 1000.0
-_HUM_DB = -22.0
-_SPEECH_DB = -12.0
+_SPLIT_HZ = 500.0
+_HUM_DB = -25.0
+_SPEECH_DB = -15.0
 
 
 def hum_likeness(samples: Samples) -> float:

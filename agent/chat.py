@@ -1,0 +1,63 @@
+"""The thinker as a conversation partner: dialogue in, sampled reply out, within the context's limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from agent.chat_template import Message, drop_oldest, render_chat
+from agent.sampling import Sampler, SamplingConfig
+from agent.thinker import Context, Step, Thinker
+from duplex.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """How the LLM takes part in a conversation."""
+
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How replies are drawn."""
+    reply_reserve_tokens: int = 256
+    """Room in the context that history must leave for the reply."""
+
+    def __post_init__(self) -> None:
+        if self.reply_reserve_tokens < 1:
+            raise ConfigError("thinker.reply_reserve_tokens must be at least 1.")
+
+
+class Chat:
+    """Implements `agent.parts.Thinker` over `agent.thinker.Thinker`; shared by conversations."""
+
+    def __init__(self, thinker: Thinker, config: ChatConfig | None = None) -> None:
+        self.thinker = thinker
+        self.config = config or ChatConfig()
+        self.eos_ids = thinker.eos_ids
+        self._budget = thinker.config.max_context_tokens - self.config.reply_reserve_tokens
+        if self._budget < 1:
+            raise ConfigError("thinker.max_context_tokens must be larger than thinker.reply_reserve_tokens.")
+
+    def open(self) -> Context:
+        """A fresh context."""
+        return self.thinker.open()
+
+    def render(self, system: str, messages: Sequence[Message], open_assistant: bool) -> list[int]:
+        """ChatML token ids; the oldest exchanges are forgotten until the rest fits. Raises ValueError for an over-long system prompt."""
+        vocabulary = self.thinker.vocabulary
+        kept = drop_oldest(vocabulary, system, messages, self._budget)
+        return render_chat(vocabulary, system, kept, open_assistant=open_assistant)
+
+    def sync_steps(self, context: Context, keys: Sequence[int]) -> Iterator[int]:
+        """Make the context hold exactly `keys`, in bounded steps."""
+        return self.thinker.sync_steps(context, keys)
+
+    def sampler(self, seed: int) -> Sampler:
+        """A fresh sampler."""
+        return self.thinker.sampler(self.config.sampling, seed)
+
+    def step(self, context: Context, sampler: Sampler) -> Step:
+        """One token and the hidden state it was sampled from."""
+        return self.thinker.step(context, sampler)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Token ids as text."""
+        return self.thinker.decode(ids)

@@ -1,0 +1,82 @@
+"""The models of a conversation, as the session asks for them. They are shared; their states belong to each conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from agent.chat_template import Message
+from decoders.voice import Voice
+from duplex.audio import AGENT_RATE_HZ, Samples
+from duplex.predictor import DuplexPredictor
+from encoders.ears import Ears
+
+
+class Step(Protocol):
+    """One decoded token."""
+
+    @property
+    def token(self) -> int:
+        """The token's id."""
+        ...
+
+    @property
+    def hidden(self) -> Any:
+        """[d] final-layer state that the token was sampled from."""
+        ...
+
+
+class Thinker(Protocol):
+    """The LLM."""
+
+    eos_ids: Collection[int]
+
+    def open(self) -> Any:
+        """A fresh context."""
+        ...
+
+    def render(self, system: str, messages: Sequence[Message], open_assistant: bool) -> list[int]:
+        """The dialogue as token ids, oldest turns dropped until it fits."""
+        ...
+
+    def sync_steps(self, context: Any, keys: Sequence[int]) -> Iterator[Any]:
+        """Make the context hold exactly `keys`, in bounded steps."""
+        ...
+
+    def sampler(self, seed: int) -> Any:
+        """A fresh sampler state."""
+        ...
+
+    def step(self, context: Any, sampler: Any) -> Step:
+        """Sample one token and take it into the context."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Token ids as text."""
+        ...
+
+
+class Vad(Protocol):
+    """Probability of voice per window."""
+
+    def open(self) -> Any:
+        """A fresh state."""
+        ...
+
+    def feed(self, state: Any, samples: Samples) -> list[tuple[int, float]]:
+        """[n] user samples -> (end sample, probability) for each window of 32 ms that became complete."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything that has weights."""
+
+    ears: Ears
+    vad: Vad
+    thinker: Thinker
+    voice: Voice
+    predictor: DuplexPredictor
+
+    voice_rate_hz: ClassVar[int] = AGENT_RATE_HZ

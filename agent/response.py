@@ -1,0 +1,122 @@
+"""One response, from the user's words to sound in the playout buffer.
+
+Thinking and speaking overlap: the LLM decodes in one lane while the voice turns the tokens it already has into sound in another. Both
+are short jobs, so listening can go in between; cancelling the coroutine at any await leaves the thinker's context usable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from agent.chat_template import Message
+from agent.parts import Parts
+from agent.worker import ModelWorker, Priority
+from decoders.voice import Speech
+from duplex.errors import ConfigError
+from duplex.playout import Playout
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseConfig:
+    """How the agent answers."""
+
+    system_prompt: str = "You are a friendly voice assistant. Answer in one or two short spoken sentences."
+    """What the LLM is told to be."""
+    group_tokens: int = 5
+    """LLM tokens that go to the voice together (MinMo: five per fifteen codes); 1 for a voice that reads text."""
+    most_tokens: int = 160
+    """The longest reply, in LLM tokens."""
+    ahead_s: float = 20.0
+    """Speech that may wait in the playout buffer before the voice pauses."""
+    seed: int = 0
+    """Sampling and voice seed; the response's number is added."""
+
+    def __post_init__(self) -> None:
+        if self.group_tokens < 1 or self.most_tokens < 1:
+            raise ConfigError("response: group_tokens and most_tokens must be at least 1.")
+
+
+Group = tuple[list[int], Any]
+
+
+class Responder:
+    """Makes responses for one conversation; owns the thinker's context."""
+
+    def __init__(self, parts: Parts, worker: ModelWorker, playout: Playout, config: ResponseConfig) -> None:
+        self._parts = parts
+        self._worker = worker
+        self._playout = playout
+        self._config = config
+        self._context = parts.thinker.open()
+        self._using = asyncio.Lock()  # one reader or writer of the context at a time
+
+    async def prefill(self, messages: list[Message], partial_user: str) -> None:
+        """Let the thinker read what is known of the user's turn while it is still being spoken; nothing while it is busy."""
+        if self._using.locked():
+            return
+        thinker = self._parts.thinker
+        keys = thinker.render(self._config.system_prompt, [*messages, Message("user", partial_user)], open_assistant=False)
+        # The last word may still change, and so may what follows it: leave the template's closing tokens and a little text unread.
+        async with self._using:
+            await self._steps(Priority.SPECULATE, thinker.sync_steps(self._context, keys[: max(len(keys) - 4, 1)]))
+
+    async def warm_up(self) -> None:
+        """Read the system prompt, so the first turn need not."""
+        await self.prefill([], "Hello")
+
+    async def respond(self, epoch: int, messages: list[Message]) -> None:
+        """Think and speak until the reply ends or the playout no longer wants it. Cancelling drops what is not yet in playout."""
+        groups: asyncio.Queue[Group | None] = asyncio.Queue(maxsize=64)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._think(epoch, messages, groups))
+            group.create_task(self._speak(epoch, groups))
+
+    async def _think(self, epoch: int, messages: list[Message], groups: asyncio.Queue[Group | None]) -> None:
+        async with self._using:
+            await self._decode(epoch, messages, groups)
+        await groups.put(None)
+
+    async def _decode(self, epoch: int, messages: list[Message], groups: asyncio.Queue[Group | None]) -> None:
+        thinker, config = self._parts.thinker, self._config
+        keys = thinker.render(config.system_prompt, messages, open_assistant=True)
+        await self._steps(Priority.THINK, thinker.sync_steps(self._context, keys))
+        sampler = thinker.sampler(config.seed + epoch)
+        tokens: list[int] = []
+        states: list[Any] = []
+        for _ in range(config.most_tokens):
+            step = await self._worker.run(Priority.THINK, "think", thinker.step, self._context, sampler)
+            if step.token in thinker.eos_ids:
+                break
+            tokens.append(step.token)
+            states.append(step.hidden)
+            if len(tokens) == config.group_tokens:
+                await groups.put((tokens, np.stack(states)))
+                tokens, states = [], []
+        if tokens:
+            await groups.put((tokens, np.stack(states)))
+
+    async def _speak(self, epoch: int, groups: asyncio.Queue[Group | None]) -> None:
+        voice = self._parts.voice
+        state = voice.open(self._config.seed + epoch)
+        while (item := await groups.get()) is not None:
+            tokens, hidden = item
+            await self._play(epoch, voice.push(state, tokens, hidden))
+        await self._play(epoch, voice.finish(state))
+        self._playout.finish(epoch)
+
+    async def _play(self, epoch: int, chunks: Iterator[Speech]) -> None:
+        while (chunk := await self._worker.run(Priority.SPEAK, "speak", next, chunks, None)) is not None:
+            if not self._playout.put(epoch, chunk.samples, [(w.text, w.end) for w in chunk.words]):
+                return
+            while self._playout.buffered() > self._config.ahead_s * self._parts.voice_rate_hz:
+                await asyncio.sleep(0.1)
+
+    async def _steps(self, priority: Priority, steps: Iterator[Any]) -> None:
+        done = object()
+        while await self._worker.run(priority, "think", next, steps, done) is not done:
+            pass
