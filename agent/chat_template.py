@@ -1,0 +1,75 @@
+"""Qwen's ChatML, as token ids, and which turns to forget when a conversation grows too long.
+
+The template is the one in the checkpoint (`tokenizer.chat_template` of the GGUF), without tools. Text between the specials is
+encoded on its own, so it can never act as a special.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from agent.vocabulary import IM_END, IM_START, Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn as text: what the user said, or what the user heard of the agent's reply."""
+
+    role: Literal["user", "assistant"]
+    text: str
+
+
+def render_chat(
+    vocabulary: Vocabulary, system: str, messages: Sequence[Message], open_assistant: bool = True, open_last: bool = False
+) -> list[int]:
+    """Token ids of a conversation.
+
+    open_assistant: end with the opening of the agent's turn, ready for a reply. open_last: leave the last message without its end
+    token (the user is still speaking: the probability of the end token is then a hint that the turn is over); not both.
+    """
+    if open_assistant and open_last:
+        raise ValueError("open_assistant and open_last exclude each other: a turn that is still open cannot be answered")
+    start, end, newline = vocabulary.specials[IM_START], vocabulary.specials[IM_END], vocabulary.encode("\n")
+    ids: list[int] = []
+    turns = [("system", system), *((message.role, message.text) for message in messages)]
+    for role, text in turns:
+        ids += [start, *vocabulary.encode(role), *newline, *vocabulary.encode(text), end, *newline]
+    if open_last:
+        return ids[: -1 - len(newline)]
+    return [*ids, start, *vocabulary.encode("assistant"), *newline] if open_assistant else ids
+
+
+def drop_oldest(vocabulary: Vocabulary, system: str, messages: Sequence[Message], budget_tokens: int) -> list[Message]:
+    """The newest part of a conversation that fits, opened for a reply, in `budget_tokens`.
+
+    Forgets whole exchanges, the oldest first: what is kept starts with a user turn. The system prompt and the newest user turn
+    (with what follows it) always stay; if that turn alone is too long, its beginning is cut. Raises ValueError when not even the
+    system prompt fits.
+    """
+    kept = list(messages)
+    starts = [index for index, message in enumerate(kept) if message.role == "user"]
+
+    def size(part: Sequence[Message]) -> int:
+        return len(render_chat(vocabulary, system, part))
+
+    if size(kept) <= budget_tokens:
+        return kept
+    if not starts:
+        raise ValueError(
+            f"the system prompt needs {size([])} tokens and the budget is {budget_tokens}: shorten it or allow more context"
+        )
+    for start in starts:
+        if size(kept[start:]) <= budget_tokens:
+            return kept[start:]
+    newest = kept[starts[-1] :]
+    spare = budget_tokens - size([Message("user", ""), *newest[1:]])
+    if spare < 1:
+        newest, spare = newest[:1], budget_tokens - size([Message("user", "")])
+    if spare < 1:
+        raise ValueError(f"the system prompt leaves no room in {budget_tokens} tokens: shorten it or allow more context")
+    tail = vocabulary.decode(vocabulary.encode(newest[0].text)[-spare:]).lstrip("\ufffd")
+    while size([Message("user", tail), *newest[1:]]) > budget_tokens:  # cut pieces may be encoded less tightly
+        tail = tail[1:]
+    return [Message("user", tail), *newest[1:]]
