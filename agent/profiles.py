@@ -1,7 +1,7 @@
 """Profiles: one YAML file says which parts make up an agent and how they are set.
 
-A profile's sections (`ears`, `thinker`, ...) belong to the parts that they configure: `profile.section("turns", TurnConfig)` builds the
-owner's own dataclass, strictly, so this file knows no part of the agent. What a section leaves out keeps the owner's default.
+A profile's sections (`ears`, `thinker`, ...) belong to the parts that they configure: `profile.section("turns", TurnConfig)` builds
+the owner's own dataclass, strictly, so this file knows no part of the agent. What a section leaves out keeps the owner's default.
 """
 
 from __future__ import annotations

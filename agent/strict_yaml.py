@@ -113,9 +113,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, where)
     if origin is typing.Literal:
-        if value not in arguments or isinstance(value, bool) != any(
-            value is choice for choice in arguments if isinstance(choice, bool)
-        ):
+        if not any(type(value) is type(choice) and value == choice for choice in arguments):  # type first: 1 == True
             raise ConfigError(f"{where}: expected one of {', '.join(map(str, arguments))}, found {value!r}.")
         return value
     if origin in (list, tuple, Sequence) or hint in (list, tuple):

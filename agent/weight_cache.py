@@ -3,7 +3,7 @@
     <home>/weights/<artifact>/<file>            verified bytes
     <home>/weights/<artifact>/<file>.verified   size, mtime and sha256 at the time of the check
     <home>/weights/<artifact>/<file>.part       an interrupted download; always a prefix, so any source can go on from it
-    <home>/converted/<name>/                    what a converter made, with stamp.json inside
+    <home>/converted/<name>/                    what a converter made, with stamp.json (version, sizes, hashes) inside
     <home>/fetch.lock                           held while fetching
 
 <home> is DUOLOGUE_HOME, else the platform's cache folder.
@@ -91,22 +91,30 @@ def accept_part(path: Path, artifact: Artifact) -> None:
     write_atomically(_stamp_path(path), json.dumps(_stamp(path.stat(), artifact)))
 
 
-def is_converted(name: str, conversion: Conversion, source: Artifact) -> bool:
-    """Whether the converted folder is there and was made by this version from this source."""
+def is_converted(name: str, conversion: Conversion, source: Artifact, *, verify: bool = False) -> bool:
+    """Whether the converted folder is there, whole, and made by this version from this source; `verify` also hashes its files."""
+    folder = conversion_path(name)
     try:
-        return bool(json.loads((conversion_path(name) / "stamp.json").read_text()) == _conversion_stamp(conversion, source))
-    except (OSError, ValueError):
+        stamp = json.loads((folder / "stamp.json").read_text())
+        if stamp["made"] != _made(conversion, source):
+            return False
+        for file, (size, sha256) in stamp["files"].items():
+            if (folder / file).stat().st_size != size or (verify and file_sha256(folder / file) != sha256):
+                return False
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # no stamp, or not one that we wrote
         return False
+    return True
 
 
-def accept_conversion(name: str, made: Path, conversion: Conversion, source: Artifact) -> None:
+def accept_conversion(name: str, draft: Path, conversion: Conversion, source: Artifact) -> None:
     """Stamps a finished folder and gives it its final name."""
     final = conversion_path(name)
-    write_atomically(made / "stamp.json", json.dumps(_conversion_stamp(conversion, source)))
-    final.parent.mkdir(parents=True, exist_ok=True)
+    found = sorted(path for path in draft.rglob("*") if path.is_file())
+    files = {str(path.relative_to(draft)): [path.stat().st_size, file_sha256(path)] for path in found}
+    write_atomically(draft / "stamp.json", json.dumps({"made": _made(conversion, source), "files": files}, indent=1))
     if final.exists():
         shutil.rmtree(final)
-    os.replace(made, final)
+    os.replace(draft, final)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -151,8 +159,8 @@ def disk_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise WeightsError(
-                f"The disk that holds {home()} is full; free some space there, or set DUOLOGUE_HOME to a folder on another disk, and "
-                "run the same command again: it goes on where it stopped."
+                f"The disk that holds {home()} is full; free some space there, or set DUOLOGUE_HOME to a folder on another disk, "
+                "and run the same command again: it goes on where it stopped."
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise WeightsError(
@@ -166,8 +174,8 @@ def require_space(needed_bytes: int) -> None:
     free = shutil.disk_usage(home()).free
     if free < needed_bytes:
         raise WeightsError(
-            f"Fetching needs {needed_bytes / 1e9:.1f} GB in {home()}, but only {free / 1e9:.1f} GB are free there; free some space, or set "
-            "DUOLOGUE_HOME to a folder on another disk."
+            f"Fetching needs {needed_bytes / 1e9:.1f} GB in {home()}, but only {free / 1e9:.1f} GB are free there; free some space, "
+            "or set DUOLOGUE_HOME to a folder on another disk."
         )
 
 
@@ -179,5 +187,5 @@ def _stamp(status: os.stat_result, artifact: Artifact) -> dict[str, object]:
     return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": artifact.sha256}
 
 
-def _conversion_stamp(conversion: Conversion, source: Artifact) -> dict[str, object]:
+def _made(conversion: Conversion, source: Artifact) -> dict[str, object]:
     return {"converter": conversion.converter, "version": conversion.version, "source_sha256": source.sha256}

