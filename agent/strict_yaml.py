@@ -73,7 +73,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def unknown_key(key: object, known: Sequence[str], where: str) -> ConfigError:
     """The error for a key that nobody reads; names its neighbours."""
-    close = difflib.get_close_matches(str(key), known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(key), known, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known keys are {', '.join(sorted(known))}."
     return ConfigError(f"{where}: unknown key '{key}'; {hint}")
 
