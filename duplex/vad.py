@@ -138,7 +138,7 @@ class VoiceActivity:
         self._recent: list[tuple[int, bool]] = []  # (end, voiced) of the newest windows, while not active
 
     def update(self, end: int, probability: float, level_db: float = 0.0) -> list[VoiceStart | VoiceStop]:
-        """Take the window that ends at user sample `end`, its probability and its level in dBFS; return what changed, if anything."""
+        """Take the window that ends at user sample `end`, its probability and level in dBFS; return what changed, if anything."""
         c = self.config
         loud = level_db >= c.floor_db
         if self.active:

@@ -73,21 +73,26 @@ def decode(model: Whisper, frames: Mel, draft: Sequence[int] = (), config: Greed
     picks = logits.argmax(axis=1)
     differs = np.flatnonzero(picks[:-1] != ids)
     accepted = int(differs[0]) if len(differs) else len(ids)
-    scores = list(_picked(logits[: accepted + 1], picks[: accepted + 1]))
-    ids = ids[:accepted]
+    scores = [float(x) for x in _picked(logits[: accepted + 1], picks[: accepted + 1])]
     cache.cut(len(prompt) + accepted)
 
-    token = int(picks[accepted])
+    drafted = iter(ids[:accepted])
+    ids, token = [], next(drafted, int(picks[accepted]))
     while token != words.end and len(ids) < limit:
         ids.append(token)
         if loop := circle(ids):
-            del ids[len(ids) - loop :]
+            del scores[len(ids) :], ids[len(ids) - loop :]
             break
-        logits = model.step(cache, [token])
-        logits[:, words.suppressed] = -np.inf
-        picks = logits.argmax(axis=1)
-        scores.extend(_picked(logits, picks))
-        token = int(picks[0])
+        if len(ids) < accepted:
+            token = next(drafted)
+        elif len(ids) == accepted:
+            token = int(picks[accepted])
+        else:
+            logits = model.step(cache, [token])
+            logits[:, words.suppressed] = -np.inf
+            chosen = logits.argmax(axis=1)
+            scores.extend(float(x) for x in _picked(logits, chosen))
+            token = int(chosen[0])
     mean = float(np.mean(scores))
     if no_speech > config.no_speech_above and mean < config.unlikely_below:
         ids = []

@@ -26,7 +26,7 @@ HALF_SAMPLES = FFT_SAMPLES // 2
 POWER_FLOOR = 1e-10  # log10 of it, -10, is what digital silence becomes
 
 PEAK = 1.5  # log10 power of the loudest mel value in a window of ordinary speech
-QUIET = -2.5  # windows whose loudest value is below this are not amplified further
+QUIET = -2.0  # windows whose loudest value is below this are not amplified further; 8 decades below it lies POWER_FLOOR
 SILENCE = (PEAK - 8.0 + 4.0) / 4.0  # what `level` makes of silence
 
 Mel = NDArray[np.float32]
@@ -130,7 +130,7 @@ def normalise(frames: Mel) -> Mel:
 def level(frames: Mel) -> Mel:
     """`normalise` after a gain that brings the window's maximum to PEAK, where speech at an ordinary level has it.
 
-    So silence is always the same number, SILENCE, and a quiet microphone reads like a loud one. Windows below QUIET (about 40 dB
+    So silence is always the same number, SILENCE, and a quiet microphone reads like a loud one. Windows below QUIET (about 35 dB
     under ordinary speech) get no more gain, so that hiss does not become speech.
     """
     if not len(frames):

@@ -145,4 +145,8 @@ def tiny(seed: int = 0) -> Whisper:
                 decoder_start_token_id=words.start,
             )
         )
-    return Whisper(model.train(False).requires_grad_(False), words)
+    model.train(False).requires_grad_(False)
+    model.model.decoder.embed_positions.weight.mul_(2.0)  # tied embeddings would only repeat the last token
+    for layer in model.model.decoder.layers:
+        layer.encoder_attn.out_proj.weight.mul_(6.0)  # and the sound should matter
+    return Whisper(model, words)
