@@ -1,8 +1,8 @@
 """Text as it is written, cut into clauses to be spoken.
 
-The first clause of a reply is short, so that sound starts early; later ones grow, because there is sound to cover the wait and a whole
-sentence has a better melody. A cut is decided only when the text that decides it is there, so any grouping of the text into pieces gives
-the same clauses, and the clauses joined are the text.
+The first clause of a reply is short, so that sound starts early; later ones grow, because there is sound to cover the wait and a
+whole sentence has a better melody. A cut is decided only when the text that decides it is there, so any grouping of the text into
+pieces gives the same clauses, and the clauses joined are the text.
 """
 
 from __future__ import annotations
@@ -11,157 +11,23 @@ import re
 from dataclasses import dataclass, field
 
 # Written with a point that ends no sentence.
-_ABBREVIATIONS = frozenset(
-    [
-        "mr",
-        "mrs",
-        "ms",
-        "dr",
-        "prof",
-        "st",
-        "mt",
-        "ft",
-        "rev",
-        "gen",
-        "col",
-        "sgt",
-        "capt",
-        "lt",
-        "gov",
-        "sen",
-        "rep",
-        "hon",
-        "jr",
-        "sr",
-        "vs",
-        "etc",
-        "eg",
-        "ie",
-        "e.g",
-        "i.e",
-        "cf",
-        "approx",
-        "dept",
-        "est",
-        "fig",
-        "no",
-        "nos",
-        "vol",
-        "pp",
-        "inc",
-        "ltd",
-        "co",
-        "corp",
-        "bros",
-        "ave",
-        "blvd",
-        "rd",
-        "jan",
-        "feb",
-        "mar",
-        "apr",
-        "jun",
-        "jul",
-        "aug",
-        "sep",
-        "sept",
-        "oct",
-        "nov",
-        "dec",
-        "mon",
-        "tue",
-        "tues",
-        "wed",
-        "thu",
-        "thur",
-        "thurs",
-        "fri",
-        "a.m",
-        "p.m",
-        "u.s",
-        "u.k",
-        "e.u",
-        "u.n",
-        "d.c",
-        "ph.d",
-        "b.c",
-        "a.d",
-        "ca",
-        "al",
-    ]
-)
+_WITH_POINT = """
+    mr mrs ms dr prof st mt ft rev gen col sgt capt lt gov sen rep hon jr sr vs etc eg ie e.g i.e cf approx dept est fig no nos vol
+    pp inc ltd co corp bros ave blvd rd jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thur thurs fri
+    a.m p.m u.s u.k e.u u.n d.c ph.d b.c a.d ca al
+"""
 # Of these, the ones that often do end a sentence: they do when a capital follows.
-_MAY_END = frozenset(["etc", "jr", "sr", "inc", "ltd", "co", "corp", "a.m", "p.m", "ph.d", "b.c", "a.d", "al"])
-# "no." is a number only before a digit; otherwise it is the answer. Months and days likewise end sentences ("in Dec. It").
-_BEFORE_DIGIT = frozenset(
-    [
-        "no",
-        "nos",
-        "fig",
-        "vol",
-        "pp",
-        "ca",
-        "approx",
-        "jan",
-        "feb",
-        "mar",
-        "apr",
-        "jun",
-        "jul",
-        "aug",
-        "sep",
-        "sept",
-        "oct",
-        "nov",
-        "dec",
-    ]
-)
-
-_JOINTS = frozenset(
-    [
-        "and",
-        "or",
-        "but",
-        "so",
-        "because",
-        "although",
-        "though",
-        "while",
-        "when",
-        "where",
-        "which",
-        "who",
-        "that",
-        "if",
-        "unless",
-        "until",
-        "since",
-        "as",
-        "than",
-        "then",
-        "before",
-        "after",
-        "with",
-        "without",
-        "for",
-        "from",
-        "to",
-        "in",
-        "on",
-        "at",
-        "by",
-        "of",
-        "about",
-        "into",
-        "through",
-        "during",
-        "between",
-        "under",
-        "over",
-        "against",
-        "like",
-    ]
-)
+_MAY_END_TEXT = "etc jr sr inc ltd co corp a.m p.m ph.d b.c a.d al"
+# "no." is a number only before a digit, otherwise it is the answer; months likewise end sentences ("in Dec. It").
+_BEFORE_DIGIT_TEXT = "no nos fig vol pp ca approx jan feb mar apr jun jul aug sep sept oct nov dec"
+_JOINTS_TEXT = """
+    and or but so because although though while when where which who that if unless until since as than then before after
+    with without for from to in on at by of about into through during between under over against like
+"""
+_ABBREVIATIONS = frozenset(_WITH_POINT.split())
+_MAY_END = frozenset(_MAY_END_TEXT.split())
+_BEFORE_DIGIT = frozenset(_BEFORE_DIGIT_TEXT.split())
+_JOINTS = frozenset(_JOINTS_TEXT.split())
 
 _CLOSERS = "\"'”’»)]}*_`"
 _CANDIDATE = re.compile(
@@ -242,7 +108,7 @@ class ClauseSplitter:
         return clauses
 
     def _find(self, state: ClauseState, *, final: bool) -> int | None:
-        """Where the buffer's first clause ends, or None while that is not certain. Reads from left to right and never past doubt."""
+        """Where the buffer's first clause ends, or None while that is not certain. Reads left to right, never past doubt."""
         text, config = state.text, self.config
         stage = min(state.count, 2)
         soft_words, joint_words, most_words = config.soft_words[stage], config.joint_words[stage], config.most_words[stage]

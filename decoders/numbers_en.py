@@ -1,48 +1,18 @@
 """English number words.
 
-Everything that a reply may write in digits, said the American way: 1,234 "one thousand two hundred thirty four", 1969 "nineteen sixty
-nine", 3.05 "three point oh five" is not said but "three point zero five". All functions return lists of lower-case words.
+Everything that a reply may write in digits, said the American way: 1,234 "one thousand two hundred thirty four", 1969 "nineteen
+sixty nine", 3.05 "three point zero five". All functions return lists of lower-case words.
 """
 
 from __future__ import annotations
 
-_ONES = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-_TENS = ["-", "-", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_SCALES = [
-    "",
-    "thousand",
-    "million",
-    "billion",
-    "trillion",
-    "quadrillion",
-    "quintillion",
-    "sextillion",
-    "septillion",
-    "octillion",
-    "nonillion",
-    "decillion",
-]
+_ONES_TEXT = """
+    zero one two three four five six seven eight nine ten
+    eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen
+"""
+_TENS_TEXT = "- - twenty thirty forty fifty sixty seventy eighty ninety"
+_SCALES_TEXT = "- thousand million billion trillion quadrillion quintillion sextillion septillion octillion nonillion decillion"
+_ONES, _TENS, _SCALES = _ONES_TEXT.split(), _TENS_TEXT.split(), _SCALES_TEXT.split()
 _ORDINALS = {
     "one": "first",
     "two": "second",

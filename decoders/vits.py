@@ -1,15 +1,15 @@
 """VITS as three ONNX graphs, so that sound starts long before a clause is rendered.
 
-The published voice is one graph, phoneme ids -> samples, that draws its own noise. `split_vits` cuts it once, at tensors that exist in
-the original, into
+The published voice is one graph, phoneme ids -> samples, that draws its own noise. `split_vits` cuts it once, at tensors that exist
+in the original, into
 
     text     ids [1, P]           -> prior mean and log-deviation [1, C, P], duration of each id in latent frames [1, 1, P]
     flow     noisy prior [1, C, T] -> latents [1, C, T]                   (T = sum of durations)
     decoder  latents [1, C, T]     -> samples [1, 1, 1, T * hop]          (HiFi-GAN)
 
-and turns its two RandomNormalLike nodes into inputs: equal seeds give bit-equal audio. Text and flow together run at about 60 times real
-time; the decoder, the costly part, is run on pieces of the latents with `CONTEXT` frames on both sides, which is more than its
-receptive field, so pieces joined are the whole.
+and turns its two RandomNormalLike nodes into inputs: equal seeds give bit-equal audio. Text and flow together run at 40 times real
+time or better; the decoder, the costly part, is run on pieces of the latents with `CONTEXT` frames on both sides, more than
+its receptive field, so pieces joined are the whole.
 
 Kim et al. 2021, "Conditional Variational Autoencoder with Adversarial Learning for End-to-End Text-to-Speech"; checkpoint: Piper's
 en_US-joe-medium.
@@ -135,7 +135,9 @@ class Vits:
 
 
 def split_vits(onnx_path: Path, out_dir: Path) -> Path:
-    """Cut a published Piper "medium" voice into text.onnx, flow.onnx and decoder.onnx in `out_dir`, which appears whole or not at all.
+    """Cut a published Piper "medium" voice into text.onnx, flow.onnx and decoder.onnx in `out_dir`.
+
+    The folder appears whole or not at all.
 
     Raises:
         WeightsError: the file is not such a voice.
