@@ -79,7 +79,7 @@ class LineProgress(QuietProgress):
 class BarProgress(QuietProgress):
     """A moving bar for people at a terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Any = None) -> None:
         from rich import progress
 
         columns = (
@@ -89,7 +89,7 @@ class BarProgress(QuietProgress):
             progress.TextColumn("{task.fields[amount]}"),
             progress.TimeRemainingColumn(),
         )
-        self._bars: Any = progress.Progress(*columns)
+        self._bars: Any = progress.Progress(*columns, console=console)
         self._task: Any = None
         self._total, self._unit = 1, "bytes"
 

@@ -1,4 +1,4 @@
-"""Habits that a machine can hold: no loose ends, no path of somebody's machine, tests where they are looked for, documented settings."""
+"""Habits that a machine can hold: no loose ends, no path of a machine, tests where they are looked for, documented settings."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def undocumented(source: str) -> list[str]:
         if not isinstance(node, ast.ClassDef) or not node.name.endswith("Config") or not node.decorator_list:
             continue
         for statement, after in zip(node.body, [*node.body[1:], None], strict=True):
-            documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+            documented = (
+                isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+            )
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and not documented:
                 found.append(f"{node.name}.{statement.target.id}")
     return found
