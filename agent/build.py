@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from decoders.bridge_voice import BridgeVoice, BridgeVoiceConfig
 
 from agent import weights
 from agent.chat import Chat, ChatConfig
 from agent.doubles import LevelVad
 from agent.parts import Parts
+from agent.parts import Vad as VadLike
 from agent.profiles import Profile
 from agent.session import Session, SessionConfig
 from agent.thinker import Thinker, ThinkerConfig
 from agent.transport import Transport
 from agent.worker import ModelWorker
-from decoders.bridge_voice import BridgeVoice, BridgeVoiceConfig
 from duplex.echo import EchoConfig, EchoControl, choose_echo
 from duplex.errors import ConfigError
 from duplex.predictor import RuleConfig, RulePredictor
@@ -78,6 +79,7 @@ def build_parts(profile: Profile) -> Parts:
         if getattr(profile, side) != "bridge":
             raise ConfigError(f"{profile.file}: {side}: projector has no trained weights yet; use {side}: bridge.")
     began = time.perf_counter()
+    vad: VadLike
     where = weights.locate(profile) if profile.weights else {}
     if where:
         chat = Chat(Thinker.from_folder(where["qwen-int8"], section.context), section.chat)

@@ -30,7 +30,10 @@ class Step(Protocol):
 class Thinker(Protocol):
     """The LLM."""
 
-    eos_ids: Collection[int]
+    @property
+    def eos_ids(self) -> Collection[int]:
+        """Tokens that end a reply."""
+        ...
 
     def open(self) -> Any:
         """A fresh context."""

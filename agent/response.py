@@ -114,7 +114,7 @@ class Responder:
             if not self._playout.put(epoch, chunk.samples, [(w.text, w.end) for w in chunk.words]):
                 return
             while self._playout.buffered() > self._config.ahead_s * self._parts.voice_rate_hz:
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.1)  # noqa: ASYNC110  (playout is plain: it cannot wake anyone)
 
     async def _steps(self, priority: Priority, steps: Iterator[Any]) -> None:
         done = object()

@@ -151,6 +151,11 @@ class Session:
         """The sample clock: user samples received so far."""
         return self._now
 
+    @property
+    def finished(self) -> bool:
+        """The transport has no more input, or broke."""
+        return self._hearing is not None and self._hearing.done()
+
     async def __aenter__(self) -> Self:
         await self._responder.warm_up()
         self._hearing = asyncio.create_task(self._hear(), name="hear")

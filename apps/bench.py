@@ -1,0 +1,61 @@
+"""`duologue bench`: measurements on this machine, with real weights; each prints what it found and writes it down if asked."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from pathlib import Path
+
+from agent.build import build_parts
+from agent.profiles import load_profile
+from apps import bench_conversation, bench_soak, bench_start
+from duplex.errors import OutputError
+
+BENCHES = {
+    "conversation": (
+        bench_conversation.add_arguments,
+        bench_conversation.run_conversation_bench,
+        "understanding, latency, WER, cascade",
+    ),
+    "soak": (bench_soak.add_arguments, bench_soak.run_soak, "many turns on one session: memory and tasks"),
+    "start": (bench_start.add_arguments, bench_start.run_start, "how long a warm start takes"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `duologue bench`."""
+    kinds = parser.add_subparsers(dest="bench", metavar="what", required=True)
+    for name, (arguments, _, about) in BENCHES.items():
+        kind = kinds.add_parser(name, help=about, description=about)
+        kind.add_argument("--profile", default="edge", help="profile name or YAML file (default: edge)")
+        kind.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a profile key")
+        kind.add_argument("--out", help="also write the report to this file")
+        arguments(kind)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Entry point; returns the exit code."""
+    profile = load_profile(args.profile, args.set)
+    _, measure, _ = BENCHES[args.bench]
+    lines = [f"duologue bench {args.bench}, profile {profile.name}, on {_machine()}", ""]
+    lines += measure(profile, build_parts(profile), args)
+    text = "\n".join(lines) + "\n"
+    print(text, end="")
+    if args.out:
+        try:
+            Path(args.out).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{args.out} could not be written: {error.strerror or error}.") from error
+    return 0
+
+
+def _machine() -> str:
+    import os
+
+    import torch
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        name = next((row.split(":", 1)[1].strip() for row in info.read_text().splitlines() if row.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"

@@ -1,0 +1,116 @@
+"""Playout: frames, gains, what was heard."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from duplex.audio import AGENT_FRAME
+from duplex.playout import Playout
+
+
+def filled(words: int = 10, samples: int = 2400) -> Playout:
+    playout = Playout()
+    playout.begin(1)
+    for i in range(words):
+        playout.put(1, np.full(samples, 0.5, np.float32), [(f" w{i}", samples)])
+    playout.finish(1)
+    playout.release(1)
+    return playout
+
+
+def test_nothing_leaves_before_release() -> None:
+    playout = Playout()
+    playout.begin(1)
+    playout.put(1, np.ones(960, np.float32), [("hi", 960)])
+    assert not playout.pull().any() and playout.texts(1) == ("", "hi")
+    playout.release(1)
+    assert playout.pull().all()
+
+
+def test_stale_chunks_are_refused() -> None:
+    playout = filled()
+    playout.begin(2)
+    assert not playout.put(1, np.ones(10, np.float32), [])
+    assert playout.texts(1) == ("", "")
+
+
+def test_heard_words_are_those_whose_sound_was_pulled() -> None:
+    playout = filled()
+    for _ in range(5 * 3 + 1):  # 3.2 words
+        playout.pull()
+    assert playout.texts(1) == (" w0 w1 w2", "".join(f" w{i}" for i in range(10)))
+
+
+def test_stop_fades_within_one_frame_and_nothing_follows() -> None:
+    playout = filled()
+    playout.pull()
+    playout.stop()
+    frame = playout.pull()
+    assert frame[0] == pytest.approx(0.5) and not frame[192:].any()
+    assert np.abs(np.diff(frame)).max() < 0.01  # no click
+    assert not playout.pull().any()
+    assert not playout.put(1, np.ones(10, np.float32), [])
+
+
+def test_hold_keeps_the_place_and_resume_begins_the_cut_word_again() -> None:
+    playout = filled()
+    for _ in range(7):  # into the second word
+        playout.pull()
+    playout.hold()
+    playout.pull()
+    before = playout.buffered()
+    assert not playout.pull().any() and playout.buffered() == before
+    playout.resume()
+    frame = playout.pull()
+    assert frame[-1] == pytest.approx(0.5)
+    assert playout.buffered() == 8 * 2400 + 2400 - AGENT_FRAME
+
+
+def test_duck_lowers_and_resume_raises() -> None:
+    playout = filled()
+    playout.pull()
+    playout.duck()
+    playout.pull()
+    assert playout.pull()[100] == pytest.approx(0.5 * 10 ** (-14 / 20), rel=1e-3)
+    playout.resume()
+    playout.pull()
+    assert playout.pull()[100] == pytest.approx(0.5)
+
+
+def test_a_stall_is_counted_and_an_end_is_not() -> None:
+    playout = Playout()
+    playout.begin(1)
+    playout.put(1, np.ones(AGENT_FRAME, np.float32), [("a", AGENT_FRAME)])
+    playout.release(1)
+    for _ in range(3):
+        playout.pull()
+    assert playout.underruns == 2 and playout.drained() is None
+    playout.finish(1)
+    assert playout.drained() == 1
+    playout.pull()
+    assert playout.underruns == 2
+
+
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=20), st.integers(0, 5))
+def test_what_is_pulled_is_what_was_put(lengths: list[int], early: int) -> None:
+    """Chunks of any length, put before or between pulls, come out once and in order."""
+    playout = Playout()
+    playout.begin(1)
+    playout.release(1)
+    whole, pulled = [], []
+    for number, length in enumerate(lengths):
+        chunk = np.full(length, (number + 1) / 100, np.float32)
+        whole.append(chunk)
+        playout.put(1, chunk, [(f"{number} ", length)])
+        if number >= early and playout.buffered() >= AGENT_FRAME:
+            pulled.append(playout.pull())
+    playout.finish(1)
+    while playout.drained() is None:
+        pulled.append(playout.pull())
+    expected = np.concatenate(whole)
+    got = np.concatenate(pulled) if pulled else np.zeros(0, np.float32)
+    assert np.array_equal(got[: len(expected)], expected) and not got[len(expected) :].any()
+    assert playout.texts(1)[0] == playout.texts(1)[1] == "".join(f"{n} " for n in range(len(lengths)))
