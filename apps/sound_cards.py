@@ -14,8 +14,8 @@ import asyncio
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Self
 
 import numpy as np
@@ -58,7 +58,7 @@ class SoundCards:
         self._streams: list[Any] = []
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
-        self._opened_at = time.monotonic()
+        self._opened_at = monotonic()
         self._last_in = self._last_out = 0.0
         self._closed = False
 
@@ -146,7 +146,7 @@ class SoundCards:
     # -- callbacks: on PortAudio's threads ----------------------------------------------------------------------------------------
 
     def _on_input(self, data: Samples, count: int, times: Any, status: Any) -> None:
-        now = time.monotonic()
+        now = monotonic()
         if status and status.input_overflow:
             self.stats.input_overflows += 1
         at_s = plausible(times.inputBufferAdcTime, times.currentTime, now, -self.config.latency_ms / 1000)
@@ -160,7 +160,7 @@ class SoundCards:
             self._loop.call_soon_threadsafe(self._arrived.set)
 
     def _on_output(self, data: Samples, count: int, times: Any, status: Any) -> None:
-        now = time.monotonic()
+        now = monotonic()
         if status and status.output_underflow:
             self.stats.output_underflows += 1
         at_s = plausible(times.outputBufferDacTime, times.currentTime, now, self.config.latency_ms / 1000)
@@ -180,13 +180,13 @@ class SoundCards:
 
     def _open_streams(self) -> None:
         sounddevice = load_sounddevice()
-        self._opened_at = time.monotonic()
+        self._opened_at = monotonic()
         for kind, device, callback in (("output", self.loudspeaker, self._on_output), ("input", self.microphone, self._on_input)):
             self._streams.append(_open_stream(sounddevice, kind, device, callback, self.config.latency_ms / 1000))  # type: ignore[arg-type]
 
     async def _check_devices(self) -> None:
         """Raises DeviceError, and closes, when a device is gone."""
-        now = time.monotonic()
+        now = monotonic()
         for last, device, kind in ((self._last_in, self.microphone, "input"), (self._last_out, self.loudspeaker, "output")):
             quiet_s = now - (last or self._opened_at)
             starting = now - self._opened_at < self.config.start_s

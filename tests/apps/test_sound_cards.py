@@ -129,6 +129,7 @@ async def open_fake(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
 
     async def open_cards(fake: FakeCards, in_rate: int = 48_000, out_rate: int = 48_000, **config: Any) -> SoundCards:
         monkeypatch.setattr(sound_cards, "load_sounddevice", lambda: fake)
+        monkeypatch.setattr(sound_cards, "monotonic", lambda: fake.now_s)
         monkeypatch.setattr(sound_cards, "list_devices", lambda: [device(in_rate, 0), device(out_rate, 1)])
         opened.append(await SoundCards.open("0", "1", SoundCardConfig(**config)))
         return opened[-1]
@@ -242,18 +243,18 @@ async def test_a_microphone_that_nobody_fetches_loses_sound_and_says_so(open_fak
 @pytest.mark.parametrize("which", ["microphone", "loudspeaker"])
 async def test_a_device_that_falls_silent_is_gone(open_fake: Any, which: str) -> None:
     fake = FakeCards()
-    cards = await open_fake(fake, gone_s=0.3)
-    await talk(fake, cards, 10, lambda _: np.zeros(AGENT_FRAME, np.float32))
-    deadline = time.monotonic() + 3
+    cards = await open_fake(fake)
+    await talk(fake, cards, 150, lambda _: np.zeros(AGENT_FRAME, np.float32))
+    fell_silent_s = fake.now_s
 
     async def go_on() -> None:
-        while time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
+        while True:
+            await asyncio.sleep(0.001)
             fake.advance(10, feed_in=which != "microphone", feed_out=which != "loudspeaker")
 
     going_on = asyncio.ensure_future(go_on())
     with pytest.raises(DeviceError, match=f"The {which} .* stopped answering"):
-        while time.monotonic() < deadline:
+        while fake.now_s < fell_silent_s + 3:
             await cards.receive()
             await cards.send(np.zeros(AGENT_FRAME, np.float32))
     going_on.cancel()
@@ -263,9 +264,14 @@ async def test_a_device_that_falls_silent_is_gone(open_fake: Any, which: str) ->
 
 
 async def test_a_device_that_never_starts_is_noticed(open_fake: Any) -> None:
-    cards = await open_fake(FakeCards(), start_s=0.2)
+    fake = FakeCards()
+    cards = await open_fake(fake)
+    receiving = asyncio.ensure_future(cards.receive())
+    await asyncio.sleep(0.01)
+    assert not receiving.done()
+    fake.advance(2_600, feed_in=False, feed_out=False)
     with pytest.raises(DeviceError, match="does not start"):
-        await asyncio.wait_for(cards.receive(), 2)
+        await asyncio.wait_for(receiving, 2)
 
 
 async def test_a_device_that_cannot_be_opened_is_named_and_the_other_one_closed(open_fake: Any) -> None:
