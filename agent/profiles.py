@@ -1,6 +1,6 @@
 """Profiles: one YAML file says which parts make up an agent and how they are set.
 
-A profile's sections (`ears`, `thinker`, ...) belong to the parts that they configure: `profile.section("turns", TurnConfig)` builds
+A profile's sections (`ears`, `thinker`, ...) belong to the parts that they configure: `profile.section("ears", EarsConfig)` builds
 the owner's own dataclass, strictly, so this file knows no part of the agent. What a section leaves out keeps the owner's default.
 """
 
@@ -19,8 +19,8 @@ T = TypeVar("T")
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 """The folder of shipped YAML files; it lies beside the packages, in a checkout as well as when installed."""
 
-SECTIONS = ("ears", "vad", "turns", "predictor", "thinker", "voice", "echo", "session", "runtime")
-"""Every section that a profile may hold, in the order of the conversation."""
+SECTIONS = ("ears", "predictor", "thinker", "voice", "echo", "session", "runtime")
+"""Every section that a profile may hold; each is read by its owner when an agent is built."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _override(raw: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
-        raise ConfigError(f"--set {text}: write it as section.key=value, for example turns.commit_s=0.8.")
+        raise ConfigError(f"--set {text}: write it as section.key=value, for example session.interim_s=0.5.")
     if len(path) == 1 and path[0] in SECTIONS:
         raise ConfigError(f"--set {text}: '{path[0]}' is a section; set one of its keys, as in {path[0]}.key=value.")
     here = raw

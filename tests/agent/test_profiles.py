@@ -129,8 +129,8 @@ def test_shipped_profiles_load_and_name_known_weights(name: str) -> None:
 
 
 def test_overrides_set_one_key() -> None:
-    profile = load_profile("tiny", ["turns.commit_s=0.75", "turns.inner.level_db=-20", "output=projector"])
-    assert profile.section("turns", Turns) == Turns(commit_s=0.75, inner=Inner(-20.0))
+    profile = load_profile("tiny", ["session.commit_s=0.75", "session.inner.level_db=-20", "output=projector"])
+    assert profile.section("session", Turns) == Turns(commit_s=0.75, inner=Inner(-20.0))
     assert profile.output == "projector"
     assert load_profile("tiny").output == "bridge"
 
@@ -138,13 +138,13 @@ def test_overrides_set_one_key() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("turns", "write it as section.key=value"),
-        ("turns=3", "'turns' is a section"),
+        ("session", "write it as section.key=value"),
+        ("session=3", "'session' is a section"),
         (".x=3", "write it as section.key=value"),
-        ("turn.commit_s=3", "did you mean turns?"),
+        ("sesion.commit_s=3", "did you mean session?"),
         ("output.deep=3", "'output' holds a value"),
         ("output=aloud", "expected one of bridge, projector"),
-        ("turns.commit_s=[", "is not valid YAML"),
+        ("session.commit_s=[", "is not valid YAML"),
     ],
 )
 def test_a_wrong_override_is_named(override: str, message: str) -> None:
@@ -154,18 +154,18 @@ def test_a_wrong_override_is_named(override: str, message: str) -> None:
 
 
 def test_a_profile_may_be_any_file(tmp_path: Path) -> None:
-    path = write(tmp_path, "description: Mine.\nturns: {commit_s: 2}\nvoice:\n")
+    path = write(tmp_path, "description: Mine.\nsession: {commit_s: 2}\nvoice:\n")
     profile = load_profile(str(path))
-    assert (profile.name, profile.section("turns", Turns).commit_s) == ("mine", 2.0)
+    assert (profile.name, profile.section("session", Turns).commit_s) == ("mine", 2.0)
     assert set(profile.sections) == set(SECTIONS)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("description: x\nturnz: {}\n", "unknown key 'turnz'; did you mean turns?"),
-        ("turns: {}\n", "the key 'description' is missing"),
-        ("description: x\nturns: 3\n", "turns: expected keys and values"),
+        ("description: x\nsessionz: {}\n", "unknown key 'sessionz'; did you mean session?"),
+        ("session: {}\n", "the key 'description' is missing"),
+        ("description: x\nsession: 3\n", "session: expected keys and values"),
         ("just text", "expected keys and values at the top level"),
     ],
 )
