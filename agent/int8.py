@@ -8,6 +8,7 @@ measured). Without any of them the weights are dequantised, which is slower and 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -55,7 +56,6 @@ class Int8Linear(nn.Module):
         self.bias = None if bias is None else nn.Buffer(bias.float())
         self.engine = choose_engine() if engine == "auto" else engine
         self.reduce_range = needs_seven_bits() if reduce_range is None else reduce_range
-        self.dense: Tensor | None = None
         if self.engine is None:
             self.dense = nn.Buffer(weight.float() * scale.float()[:, None])
             return
@@ -63,12 +63,16 @@ class Int8Linear(nn.Module):
         if before != self.engine:
             torch.backends.quantized.engine = self.engine
         zeros = torch.zeros(self.out_features, dtype=torch.long)
-        quantized = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
+        with (
+            warnings.catch_warnings()
+        ):  # torch means to drop quantised tensors one day; there is no other door to these kernels yet
+            warnings.simplefilter("ignore", UserWarning)
+            quantized = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
         self.packed = torch.ops.quantized.linear_prepack(quantized, None)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, in] float32 -> [n, out] float32."""
-        if self.dense is not None:
+        if self.engine is None:
             return torch.nn.functional.linear(x, self.dense, self.bias)
         if x.shape[0] == 1:  # one token: the kernel's own range finding is already per token
             y: Tensor = torch.ops.quantized.linear_dynamic(x, self.packed, self.reduce_range)

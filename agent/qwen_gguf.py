@@ -75,6 +75,7 @@ def convert_qwen(gguf: Path, out_dir: Path, progress: Progress | None = None) ->
     _check_names(source, config.num_hidden_layers)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=out_dir.name + ".", suffix=".part", dir=out_dir.parent))
+    scratch.chmod(0o755)
     try:
         _write(source, config, scratch, progress or (lambda done, total: None))
         if out_dir.exists():
@@ -211,7 +212,7 @@ def _blocks(tensor: Any) -> Iterator[NDArray[np.float32]]:
     from gguf import dequantize
 
     for at in range(0, tensor.data.shape[0], BLOCK_ROWS):
-        yield np.ascontiguousarray(dequantize(tensor.data[at : at + BLOCK_ROWS], tensor.tensor_type), dtype=np.float32)
+        yield np.array(dequantize(tensor.data[at : at + BLOCK_ROWS], tensor.tensor_type), dtype=np.float32)
 
 
 def _vector(tensor: Any) -> Tensor:
