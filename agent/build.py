@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from decoders.bridge_voice import BridgeVoice, BridgeVoiceConfig
+from decoders.bridge_voice import BridgeVoice, BridgeConfig
 
 from agent import weights
 from agent.chat import Chat, ChatConfig
@@ -73,7 +73,7 @@ def build_parts(profile: Profile) -> Parts:
     torch.set_num_threads(runtime.threads_per_job)
     section = profile.section("thinker", ThinkerSection)
     ears_config = profile.section("ears", EarsConfig)
-    voice_config = profile.section("voice", BridgeVoiceConfig)
+    voice_config = profile.section("voice", BridgeConfig)
     predictor = RulePredictor(profile.section("predictor", RuleConfig))
     for side in ("input", "output"):
         if getattr(profile, side) != "bridge":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from agent.chat_template import Message, drop_oldest, render_chat
 from agent.sampling import Sampler, SamplingConfig
 from agent.thinker import Context, Step, Thinker
@@ -32,6 +34,8 @@ class Chat:
         self.thinker = thinker
         self.config = config or ChatConfig()
         self.eos_ids = thinker.eos_ids
+        firsts = {thinker.encode(mark)[0] for mark in (".", "?", "!", ".\n", "?\n", "!\n")}
+        self._ends = torch.tensor(sorted(firsts | set(thinker.eos_ids)))
         self._budget = thinker.config.max_context_tokens - self.config.reply_reserve_tokens
         if self._budget < 1:
             raise ConfigError("thinker.max_context_tokens must be larger than thinker.reply_reserve_tokens.")
@@ -40,11 +44,15 @@ class Chat:
         """A fresh context."""
         return self.thinker.open()
 
-    def render(self, system: str, messages: Sequence[Message], open_assistant: bool) -> list[int]:
+    def render(self, system: str, messages: Sequence[Message], open_assistant: bool = True, open_last: bool = False) -> list[int]:
         """ChatML token ids; the oldest exchanges are forgotten until the rest fits. Raises ValueError for an over-long system prompt."""
         vocabulary = self.thinker.vocabulary
         kept = drop_oldest(vocabulary, system, messages, self._budget)
-        return render_chat(vocabulary, system, kept, open_assistant=open_assistant)
+        return render_chat(vocabulary, system, kept, open_assistant=open_assistant, open_last=open_last)
+
+    def turn_end(self, context: Context) -> float:
+        """P(the next token ends the sentence or the turn), after words without their final punctuation."""
+        return float(torch.softmax(self.thinker.logits(context).float(), -1)[self._ends].sum())
 
     def sync_steps(self, context: Context, keys: Sequence[int]) -> Iterator[int]:
         """Make the context hold exactly `keys`, in bounded steps."""

@@ -112,7 +112,7 @@ class ScriptedThinker:
         """See agent.parts.Thinker."""
         return _Position()
 
-    def render(self, system: str, messages: Sequence[Message], open_assistant: bool) -> list[int]:
+    def render(self, system: str, messages: Sequence[Message], open_assistant: bool = True, open_last: bool = False) -> list[int]:
         """See agent.parts.Thinker."""
         if open_assistant:
             self.seen.append(list(messages))
@@ -125,6 +125,9 @@ class ScriptedThinker:
         context.keys = list(keys)
         context.reply = self._latest
         yield None
+
+    def turn_end(self, context: _Position) -> None:
+        """See agent.parts.Thinker; a script knows nothing of sentences."""
 
     def sampler(self, seed: int) -> None:
         """See agent.parts.Thinker."""

@@ -39,8 +39,12 @@ class Thinker(Protocol):
         """A fresh context."""
         ...
 
-    def render(self, system: str, messages: Sequence[Message], open_assistant: bool) -> list[int]:
-        """The dialogue as token ids, oldest turns dropped until it fits."""
+    def render(self, system: str, messages: Sequence[Message], open_assistant: bool = True, open_last: bool = False) -> list[int]:
+        """The dialogue as token ids, oldest turns dropped until it fits; opened for a reply, or left open within the last message."""
+        ...
+
+    def turn_end(self, context: Any) -> float | None:
+        """With the user's words so far in the context: how likely the sentence ends here, in [0, 1]; None when it cannot tell."""
         ...
 
     def sync_steps(self, context: Any, keys: Sequence[int]) -> Iterator[Any]:

@@ -55,19 +55,26 @@ class Responder:
         self._context = parts.thinker.open()
         self._using = asyncio.Lock()  # one reader or writer of the context at a time
 
-    async def prefill(self, messages: list[Message], partial_user: str) -> None:
-        """Let the thinker read what is known of the user's turn while it is still being spoken; nothing while it is busy."""
+    async def read(self, messages: list[Message], *, last: bool) -> float | None:
+        """Let the thinker read the dialogue while the user is still speaking, so that a response need not.
+
+        messages: end with the user's words so far. Returns how likely their sentence ends here (only when asked for, with `last`);
+        None when the thinker is busy with a response or cannot tell.
+        """
         if self._using.locked():
-            return
+            return None
         thinker = self._parts.thinker
-        keys = thinker.render(self._config.system_prompt, [*messages, Message("user", partial_user)], open_assistant=False)
-        # The last word may still change, and so may what follows it: leave the template's closing tokens and a little text unread.
+        open_end = [*messages[:-1], Message("user", messages[-1].text.rstrip(" .?!"))]
+        keys = thinker.render(self._config.system_prompt, open_end, open_assistant=False, open_last=True)
         async with self._using:
-            await self._steps(Priority.SPECULATE, thinker.sync_steps(self._context, keys[: max(len(keys) - 4, 1)]))
+            await self._steps(Priority.THINK if last else Priority.SPECULATE, thinker.sync_steps(self._context, keys))
+            if not last:
+                return None
+            return await self._worker.run(Priority.THINK, "think", thinker.turn_end, self._context)
 
     async def warm_up(self) -> None:
         """Read the system prompt, so the first turn need not."""
-        await self.prefill([], "Hello")
+        await self.read([Message("user", "Hello")], last=True)
 
     async def respond(self, epoch: int, messages: list[Message]) -> None:
         """Think and speak until the reply ends or the playout no longer wants it. Cancelling drops what is not yet in playout."""

@@ -59,8 +59,6 @@ class SessionConfig:
     """How often, while the user speaks over the agent."""
     preroll_s: float = 0.3
     """Sound before the detected onset that belongs to the turn."""
-    prefill: bool = True
-    """Let the thinker read interim transcripts while the user speaks."""
     turns: TurnConfig = field(default_factory=TurnConfig)
     """The turn-taking core's thresholds."""
     activity: VoiceActivityConfig = field(default_factory=VoiceActivityConfig)
@@ -78,6 +76,8 @@ class _UserTurn:
     onset: int
     last_voiced: int
     transcript: Transcript | None = None
+    ends: float | None = None
+    """How likely the sentence ends with the newest transcript, by the thinker."""
     hum: float = 1.0
     updated: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -231,7 +231,7 @@ class Session:
         current = self._turn
         overlap = self.turns.floor in ("ducked", "held")
         if current is not None:
-            if self._voiced and overlap:
+            if overlap and self._now - self._activity.last_voiced < 2 * USER_FRAME:
                 current.hum = min(current.hum, hum_likeness(self._recent))
             known = TickInput(
                 at=self._now,
@@ -242,6 +242,7 @@ class Session:
                 transcript=current.text,
                 transcript_fresh=current.fresh(),
                 hum=current.hum if overlap else 0.0,
+                sentence_ends=current.ends,
             )
             self._receive(turn.Ticked(self._now, self._parts.predictor.tick(self._predictor, known)))
         self._note_heard()
@@ -428,11 +429,17 @@ class Session:
             ears.settle(self._ear, window, transcript)
             changed = transcript.text != user_turn.text
             user_turn.transcript = transcript
-            user_turn.updated.set()
             if changed:
+                user_turn.ends = None
                 self._emit(UserTranscript(transcript.end, transcript.text, False))
-            if self.config.prefill and changed and transcript.text and self.turns.floor == "user":
-                self._start(self._responder.prefill(self.history.messages, transcript.text), "prefill")
+            if transcript.text and user_turn.ends is None and self.turns.floor in ("user", "pause"):
+                self._start(self._read(user_turn, transcript), "read")  # before a waiting response goes on: it is short
+            user_turn.updated.set()
+
+    async def _read(self, user_turn: _UserTurn, transcript: Transcript) -> None:
+        ends = await self._responder.read(self.history.with_user(transcript.text), last=self.turns.floor == "pause")
+        if user_turn.transcript is not None and user_turn.transcript.text == transcript.text:
+            user_turn.ends = ends
 
     # -- parts --------------------------------------------------------------------------------------------------------------------
 

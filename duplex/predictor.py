@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,6 +36,8 @@ class TickInput:
     """The transcript covers the audio up to the last voiced sample."""
     hum: float = 0.0
     """How far the user's sound is a closed-mouth hum, in [0, 1]."""
+    sentence_ends: float | None = None
+    """How likely the user's sentence ends after these words, by the LLM, in [0, 1]; None when not known."""
     user_state: NDArray[Any] | None = None
     """Newest encoder or LLM state of the user's side, [d]; for a trained predictor."""
     agent_state: NDArray[Any] | None = None
@@ -77,6 +80,12 @@ class RuleConfig:
     """Silence that ends a turn whose words plainly go on."""
     unknown_s: float = 1.00
     """Silence that ends a turn while its transcript is not there yet."""
+    hanging_p: float = 0.01
+    """P(sentence ends here), by the LLM, up to which a turn counts as going on."""
+    whole_p: float = 0.10
+    """P(sentence ends here) from which it counts as a whole sentence; in between, the silence is in between."""
+    question_gain: float = 3.0
+    """Factor on that probability when the recogniser itself heard a question."""
     takeover_s: float = 0.60
     """Speech over the agent's voice that takes the floor, whatever the words."""
     stop_word_s: float = 0.25
@@ -89,6 +98,8 @@ class RuleConfig:
     """Silence after which a sound over the agent's voice is judged by its words."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.hanging_p < self.whole_p <= 1:
+            raise ConfigError("predictor: hanging_p must be positive and below whole_p, which is at most 1.")
         if not 0 < self.speculate_s <= self.complete_s <= self.incomplete_s:
             raise ConfigError("turns: speculate_s, complete_s and incomplete_s must be positive and rise in this order.")
 
@@ -111,14 +122,23 @@ class RulePredictor:
         c = self.config
         if known.voiced:
             return TickDecision()
-        needed = c.complete_s if seems_complete(known.transcript) else c.incomplete_s
-        if not known.transcript_fresh:
-            needed = c.unknown_s
+        needed = self._needed_silence_s(known)
         silence = known.silence_s
         if silence < c.speculate_s:
             return TickDecision(respond=0.5 * silence / c.speculate_s * 0.99)
         rise = (silence - c.speculate_s) / max(needed - c.speculate_s, 1e-6)
         return TickDecision(respond=min(1.0, 0.5 + 0.3 * rise))
+
+    def _needed_silence_s(self, known: TickInput) -> float:
+        """Silence that ends a turn with these words: short for a whole sentence, long for one that plainly goes on."""
+        c = self.config
+        if not known.transcript_fresh:
+            return c.unknown_s
+        if known.sentence_ends is None:
+            return c.complete_s if seems_complete(known.transcript) else c.incomplete_s
+        ends = known.sentence_ends * (c.question_gain if known.transcript.rstrip().endswith("?") else 1.0)
+        whole = math.log(max(ends, 1e-9) / c.hanging_p) / math.log(c.whole_p / c.hanging_p)  # 0: plainly goes on, 1: whole
+        return c.incomplete_s + min(max(whole, 0.0), 1.0) * (c.complete_s - c.incomplete_s)
 
     def _over_agent(self, known: TickInput) -> TickDecision:
         c = self.config
