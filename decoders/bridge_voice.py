@@ -2,14 +2,13 @@
 
     tokens -> text_stream -> clauses -> normalize -> phonemes -> vits -> level, fades -> 24 kHz
 
-A clause's durations and latents are planned at once (about 1/40 of its length), then sound is made in pieces, the first one small. Word
-ends come from the planned durations. Each clause is trimmed to its words, faded at both edges and preceded by the pause that the
-punctuation of the clause before it asks for.
+A clause's durations and latents are planned at once (about 1/40 of its length), then sound is made in pieces, the first one small.
+Word ends come from the planned durations. Each clause is trimmed to its words, faded at both edges and preceded by the pause that
+the punctuation of the clause before it asks for.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,22 +44,23 @@ class BridgeConfig:
     """Latent frames (11.6 ms each) of the first chunk of a clause; small, so that sound starts early."""
     chunk_frames: int = 48
     """Latent frames of later chunks; each costs 24 more that are rendered and dropped."""
-    gain_db: float = 5.0
-    """Brings the voice, which speaks at about -25 dBFS RMS, to -20."""
+    gain_db: float = 4.0
+    """Brings the voice, which speaks at about -24 dBFS RMS, to -20."""
     fade_ms: float = 4.0
     """Fade at both edges of a clause."""
     lead_ms: float = 25.0
     """Sound kept before the first word; the voice plans up to 80 ms of silence there."""
-    tail_ms: float = 80.0
-    """Sound kept after the last phoneme, for it to die away."""
+    tail_ms: float = 30.0
+    """Sound kept after the clause has died away."""
+    silence_db: float = -50.0
+    """RMS below which a clause's end counts as died away."""
     pause_scale: float = 1.0
     """Factor on the pauses between clauses."""
 
     def __post_init__(self) -> None:
         if not 4 <= self.first_chunk_frames <= self.chunk_frames <= 1024:
-            raise ValueError(
-                f"chunks must satisfy 4 <= first_chunk_frames ({self.first_chunk_frames}) <= chunk_frames ({self.chunk_frames}) <= 1024"
-            )
+            sizes = f"first_chunk_frames ({self.first_chunk_frames}) <= chunk_frames ({self.chunk_frames})"
+            raise ValueError(f"the voice's chunks must satisfy 4 <= {sizes} <= 1024")
         if not -20.0 <= self.gain_db <= 20.0:
             raise ValueError(f"voice.gain_db must be in -20 to 20, not {self.gain_db}")
         for name in ("fade_ms", "lead_ms", "tail_ms"):
@@ -125,7 +125,7 @@ class BridgeVoice:
         return BridgeState(np.random.default_rng(seed))
 
     def push(self, state: BridgeState, tokens: Sequence[int], hidden: NDArray[Any] | None = None) -> Iterator[Speech]:
-        """Take LLM tokens; yield the sound of the clauses that they complete, chunk by chunk. `hidden` is not used by the bridge."""
+        """Take LLM tokens; yield the sound of the clauses they complete, chunk by chunk. The bridge has no use for `hidden`."""
         text = text_stream.push(state.tokens, tokens, self.detokenize)
         for clause in self._splitter.push(state.clause, text):
             yield from self._speak(state, clause)
@@ -149,93 +149,81 @@ class BridgeVoice:
             yield Speech(np.zeros(0, np.float32), (SpokenWord(clause, 0),))
         for part, encoded in parts:
             plan = self.vits.plan(encoded.ids, state.rng)
-            start, end = self._trim(plan, encoded)
-            ends = _piece_ends(part, encoded, plan, start)
-            yield from self._sound(state, plan, start, end, part, ends)
-            mark = part[-1].mark
-            state.pause = round(_PAUSES_MS[mark] * self.config.pause_scale * AGENT_RATE_HZ / 1000)
+            yield from self._sound(state, plan, part, encoded)
+            state.pause = round(_PAUSES_MS[part[-1].mark] * self.config.pause_scale * AGENT_RATE_HZ / 1000)
 
     def _parts(self, pieces: Sequence[Spoken]) -> list[tuple[list[Spoken], PhonemeIds]]:
         """Pieces with their phonemes, in runs of at most `_MOST_IDS` ids (or a single piece); none if nothing is said."""
         words = [word for piece in pieces for word in piece.words]
         if not words:
             return []
-        spoken = self.phonemize(words)
-        runs: list[list[Spoken]] = [[]]
-        lengths, at, size = [[]], 0, 0  # type: list[list[str]], int, int
+        spoken = iter(self.phonemize(words))
+        runs: list[tuple[list[Spoken], list[str], list[str]]] = []  # pieces, IPA, marks
+        size = 0
         for piece in pieces:
-            own = spoken[at : at + len(piece.words)]
-            at += len(piece.words)
+            own = [next(spoken) for _ in piece.words]
             cost = sum(2 * len(word) + 2 for word in own)
-            if size and size + cost > _MOST_IDS:
-                runs.append([])
-                lengths.append([])
+            if not runs or size + cost > _MOST_IDS:
+                runs.append(([], [], []))
                 size = 0
-            runs[-1].append(piece)
-            lengths[-1] += own
+            run, ipa, marks = runs[-1]
+            run.append(piece)
+            ipa += own
+            marks += [*([""] * (len(own) - 1)), piece.mark]
             size += cost
-        parts = []
-        for run, ipa in zip(runs, lengths, strict=True):
-            marks = [
-                mark for piece in run for mark in [*([""] * (len(piece.words) - 1)), piece.mark][-len(piece.words) :] if piece.words
-            ]
-            parts.append((run, self.table.encode(ipa, marks)))
-        return parts
+        return [(run, self.table.encode(ipa, marks)) for run, ipa, marks in runs]
 
-    def _trim(self, plan: Plan, encoded: PhonemeIds) -> tuple[int, int]:
-        """First and last sample (at VITS_RATE_HZ) of the clause that are kept."""
-        frames = np.cumsum(plan.durations)
-        first, last = int(frames[1]) * HOP, int(frames[encoded.word_ends[-1] - 1]) * HOP
-        start = max(first - round(self.config.lead_ms * VITS_RATE_HZ / 1000), 0)
-        end = min(last + round(self.config.tail_ms * VITS_RATE_HZ / 1000), int(frames[-1]) * HOP)
-        return start, max(end, start + HOP)
-
-    def _sound(
-        self, state: BridgeState, plan: Plan, start: int, end: int, pieces: Sequence[Spoken], ends: Sequence[int]
-    ) -> Iterator[Speech]:
-        """Samples [start, end) of a plan in chunks at the agent's rate, with the pieces whose sound ends in each."""
-        total = _agent(end - start)
+    def _sound(self, state: BridgeState, plan: Plan, pieces: Sequence[Spoken], encoded: PhonemeIds) -> Iterator[Speech]:
+        """A plan in chunks at the agent's rate, with the pieces whose sound ends in each."""
+        config = self.config
+        edges = np.cumsum(plan.durations)  # frames at which each id ends
+        start = max(int(edges[1]) * HOP - round(config.lead_ms * VITS_RATE_HZ / 1000), 0)  # ids 0 and 1 are ^ and _
+        spoken, frames = int(edges[encoded.word_ends[-1] - 1]), int(edges[-1])
+        ends = _piece_ends(pieces, encoded, edges, start)
+        fade = round(config.fade_ms * VITS_RATE_HZ / 1000)
         resample = soxr.ResampleStream(VITS_RATE_HZ, AGENT_RATE_HZ, 1, dtype="float32")
         pause, state.pause = state.pause, 0
-        made, told, at = 0, 0, start
-        frame, size = start // HOP, self.config.first_chunk_frames
-        frames = math.ceil(end / HOP)
+        taken, made, told = 0, 0, 0  # samples at the voice's rate; at the agent's; pieces
+        frame, size = start // HOP, config.first_chunk_frames
         while frame < frames:
             stop = min(frame + size, frames)
-            if frames - stop < self.config.first_chunk_frames // 2:
-                stop = frames
-            sound = self.vits.render(plan.latents, frame, stop)[max(start - frame * HOP, 0) : end - frame * HOP]
-            sound = _level(sound, self.config.gain_db)
-            _fade(sound, at - start, end - start, round(self.config.fade_ms * VITS_RATE_HZ / 1000))
-            at += len(sound)
-            last = stop == frames
+            last = stop >= spoken - 1  # the end, which is trimmed, comes in one chunk
+            stop = frames if last else stop
+            sound = _level(self.vits.render(plan.latents, frame, stop)[max(start - frame * HOP, 0) :], config.gain_db)
+            if last:
+                sound = self._trim(sound, spoken * HOP - start - taken)
+            _fade_in(sound, taken, fade)
+            if last:
+                _fade_out(sound, fade)
+            taken += len(sound)
             samples = np.asarray(resample.resample_chunk(sound, last=last), np.float32).reshape(-1)
             if last:
-                missing = total - made - len(samples)
-                samples = np.pad(samples, (0, missing)) if missing > 0 else samples[: total - made]
+                missing = _agent(taken) - made - len(samples)
+                samples = np.pad(samples, (0, missing)) if missing > 0 else samples[: len(samples) + missing]
+            done = len(pieces) if last else sum(1 for end in ends if end <= made + len(samples))
+            places = [min(max(end - made, 0), len(samples)) + pause for end in ends[told:done]]
+            words = tuple(SpokenWord(piece.source, place) for piece, place in zip(pieces[told:done], places, strict=True))
             made += len(samples)
-            done = len(pieces) if last else sum(1 for word_end in ends if word_end <= made)
-            offset = made - len(samples) - pause
-            words = tuple(
-                SpokenWord(piece.source, min(max(word_end - offset, 0), len(samples) + pause))
-                for piece, word_end in zip(pieces[told:done], ends[told:done], strict=True)
-            )
-            told = max(done, told)
             if pause:
                 samples, pause = np.concatenate([np.zeros(pause, np.float32), samples]), 0
             yield Speech(np.clip(samples, -1.0, 1.0), words)
-            frame, size = stop, self.config.chunk_frames
+            told, frame, size = done, stop, config.chunk_frames
+
+    def _trim(self, sound: Samples, least: int) -> Samples:
+        """The end of a clause without its silence; at least `least` samples stay."""
+        window = VITS_RATE_HZ // 200  # 5 ms
+        power = np.square(sound[: len(sound) // window * window]).reshape(-1, window).mean(axis=1)
+        loud = np.flatnonzero(power > 10 ** (self.config.silence_db / 10))
+        heard = int(loud[-1] + 1) * window if len(loud) else 0
+        return sound[: max(heard + round(self.config.tail_ms * VITS_RATE_HZ / 1000), least, 1)]
 
 
-def _piece_ends(pieces: Sequence[Spoken], encoded: PhonemeIds, plan: Plan, start: int) -> list[int]:
+def _piece_ends(pieces: Sequence[Spoken], encoded: PhonemeIds, edges: NDArray[np.int64], start: int) -> list[int]:
     """Agent samples after `start` at which each piece has been said."""
-    frames = np.cumsum(plan.durations)
-    ends, word, at = [], 0, 0
+    ends, word = [], 0
     for piece in pieces:
         word += len(piece.words)
-        if word:
-            at = _agent(int(frames[encoded.word_ends[word - 1] - 1]) * HOP - start)
-        ends.append(at)
+        ends.append(_agent(int(edges[encoded.word_ends[word - 1] - 1]) * HOP - start))
     return ends
 
 
@@ -251,9 +239,18 @@ def _level(sound: Samples, gain_db: float) -> Samples:
     return np.where(over > 0, np.sign(loud) * (0.7 + 0.28 * np.tanh(over / 0.28)), loud).astype(np.float32)
 
 
-def _fade(sound: Samples, at: int, total: int, length: int) -> None:
-    """Fade, in place, the samples [at, at + n) of a clause of `total` samples."""
-    if length:
-        place = np.arange(at, at + len(sound), dtype=np.float32)
-        edge = np.clip(np.minimum(place + 1, total - place) / length, 0.0, 1.0)
-        sound *= 0.5 - 0.5 * np.cos(np.float32(np.pi) * edge)
+def _fade_in(sound: Samples, at: int, length: int) -> None:
+    """Fade, in place, what of a clause's first `length` samples lies in `sound`, whose first sample is the clause's `at`."""
+    part = sound[: max(length - at, 0)]
+    part *= _ramp(np.arange(at, at + len(part)), length)
+
+
+def _fade_out(sound: Samples, length: int) -> None:
+    """Fade, in place, the last `length` samples."""
+    part = sound[max(len(sound) - length, 0) :]
+    part *= _ramp(np.arange(len(part))[::-1], length)
+
+
+def _ramp(place: NDArray[np.int64], length: int) -> NDArray[np.float32]:
+    """A raised cosine, 0 before the first sample and 1 after the last."""
+    return (0.5 - 0.5 * np.cos(np.pi * (place + 0.5) / max(length, 1))).astype(np.float32)

@@ -151,8 +151,8 @@ def _next(text: str, at: int, reader: Reader, *, shouting: bool) -> tuple[int, l
     if match := _NUMBER_SIGN.match(text, at):
         return match.end(), ["number"], ""
     for pattern, reading in FIGURES:
-        if (match := pattern.match(text, at)) and (words := reading(match)):
-            return match.end(), words, _final_point(text, match)
+        if (match := pattern.match(text, at)) and (read := reading(match)):
+            return match.end(), read, _final_point(text, match)
     if character.isalpha():
         return _letters(text, at, reader, shouting=shouting)
     return _symbol(text, at)
@@ -196,18 +196,17 @@ def _symbol(text: str, at: int) -> tuple[int, list[str], str]:
     if _SOFT.match(text, at):
         return at + 1, [], {"；": ";", "：": ":"}.get(character, character if character in ",;:" else ",")
     if character in _PLACED:
-        before, after, words = _PLACED[character]
-        if re.search(before, text[:at]) and re.compile(after).match(text, at + 1):
+        preceding, following, name = _PLACED[character]
+        if re.search(preceding, text[:at]) and re.compile(following).match(text, at + 1):
             equal = character in "<>" and text.startswith("=", at + 1)
-            return at + 1 + equal, [*words.split(), *(["or", "equal", "to"] if equal else [])], ""
+            return at + 1 + equal, [*name.split(), *(["or", "equal", "to"] if equal else [])], ""
     if match := _DASH.match(text, at):
         return match.end(), [], ","
     if character in "()|[]{}":
         return at + 1, [], "," if character in "()|" else ""
     if character in _SYMBOLS:
-        run = re.compile(re.escape(character) + "+").match(text, at)
-        assert run is not None
-        return run.end(), _SYMBOLS[character].split(), ""
+        end = at + len(text[at:]) - len(text[at:].lstrip(character))
+        return end, _SYMBOLS[character].split(), ""
     digit = _digit(character)
     return at + 1, cardinal(digit) if digit is not None else [], ""
 

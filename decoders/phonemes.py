@@ -1,9 +1,9 @@
 """Spoken words to the phoneme ids of a Piper voice.
 
-The voice was trained on espeak-ng's American IPA. gruut's `espeak` lexicon (124,000 words, MIT) holds nearly the same phonemes, and
-its CRF guesses words outside of it. Both are used directly: gruut's own text processing takes 50 to 100 ms a sentence and half a second
-to import, and everything it would do before the lexicon has been done by `normalize`. What espeak-ng decides from the neighbouring
-word (the flap of "it is", the vowel of "the end") is done here.
+The voice was trained on espeak-ng's American IPA. gruut's `espeak` lexicon (124,000 words, MIT) holds nearly the same phonemes,
+and its CRF guesses words outside of it. Both are used directly: gruut's own text processing takes 50 to 100 ms a sentence and
+half a second to import, and everything it would do before the lexicon has been done by `normalize`. What espeak-ng decides from
+the neighbouring word (the flap of "it is", the vowel of "the end") is done here.
 
 Layout of the ids, as the voice was trained: ^ _ p _ p _ ... _ $, where p are the code points of the words' IPA, joined by spaces,
 with punctuation after its word.
@@ -35,8 +35,8 @@ _NAMES = {
 # Words that the lexicon lacks or has wrong for the written language.
 _OVERRIDES = {
     "okay": "oʊkˈeɪ", "hello": "həlˈoʊ", "am": "æm", "what": "wʌt", "when": "wɛn", "javascript": "dʒˈɑːvəskɹˌɪpt",
-    "wound": "wˈuːnd", "read": "ɹˈiːd", "celsius": "sˈɛlsiəs", "fye": "fˈaɪ", "hum": "hˈʌm", "github": "ɡˈɪthʌb", "emoji": "ɪmˈoʊdʒi",
-    "qwen": "kwˈɛn", "duologue": "dˈuːəlˌɔɡ", "miz": "mˈɪz", "linux": "lˈɪnəks", "pi": "pˈaɪ",
+    "wound": "wˈuːnd", "read": "ɹˈiːd", "celsius": "sˈɛlsiəs", "fye": "fˈaɪ", "hum": "hˈʌm", "github": "ɡˈɪthʌb",
+    "emoji": "ɪmˈoʊdʒi", "qwen": "kwˈɛn", "duologue": "dˈuːəlˌɔɡ", "miz": "mˈɪz", "linux": "lˈɪnəks", "pi": "pˈaɪ",
 }  # fmt: skip
 _PAST = frozenset(
     ("have", "has", "had", "having", "been", "was", "were", "i've", "you've", "we've", "they've", "already", "be", "being")

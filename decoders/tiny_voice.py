@@ -1,8 +1,8 @@
 """A voice for tests: the three graphs of `vits`, tiny, with seeded random weights, made in memory.
 
-Same inputs, outputs and meaning as the real ones: every phoneme id lasts some frames that its noise can change, latents are the prior
-put through one convolution, the decoder turns a frame into `HOP` samples through an overlapping transposed convolution. What it says is
-noise. One phoneme a letter, so no lexicon is needed either.
+Same inputs, outputs and meaning as the real ones: every phoneme id lasts some frames that its noise can change, latents are the
+prior put through one convolution, the decoder turns a frame into `HOP` samples through an overlapping transposed convolution.
+What it says is noise. One phoneme a letter, so no lexicon is needed either.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import string
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +41,10 @@ def tiny_graphs() -> dict[str, bytes]:
     value, node = helper.make_tensor_value_info, helper.make_node
     symbols = len(tiny_table())
 
-    def weights(**arrays: NDArray[np.generic]) -> list[object]:
+    def weights(**arrays: NDArray[np.generic]) -> list[Any]:
         return [numpy_helper.from_array(array, name) for name, array in arrays.items()]
 
-    def model(name: str, nodes: list[object], inputs: list[object], outputs: list[object], tensors: list[object]) -> bytes:
+    def model(name: str, nodes: list[Any], inputs: list[Any], outputs: list[Any], tensors: list[Any]) -> bytes:
         graph = helper.make_graph(nodes, name, inputs, outputs, initializer=tensors)
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
         return bytes(made.SerializeToString())
@@ -67,8 +68,12 @@ def tiny_graphs() -> dict[str, bytes]:
             node("Ceil", ["scaled"], ["durations"]),
             node("Identity", ["input_lengths"], ["unused"]),
         ],
-        [value("input", i64, [1, "P"]), value("input_lengths", i64, [1]), value("scales", f32, [3])]
-        + [value("duration_noise", f32, [1, 2, "P"])],
+        [
+            value("input", i64, [1, "P"]),
+            value("input_lengths", i64, [1]),
+            value("scales", f32, [3]),
+            value("duration_noise", f32, [1, 2, "P"]),
+        ],
         [
             value("mean", f32, [1, CHANNELS, "P"]),
             value("log_deviation", f32, [1, CHANNELS, "P"]),
