@@ -63,9 +63,7 @@ class Int8Linear(nn.Module):
         if before != self.engine:
             torch.backends.quantized.engine = self.engine
         zeros = torch.zeros(self.out_features, dtype=torch.long)
-        with (
-            warnings.catch_warnings()
-        ):  # torch means to drop quantised tensors one day; there is no other door to these kernels yet
+        with warnings.catch_warnings():  # torch means to drop quantised tensors one day; no other door to these kernels yet
             warnings.simplefilter("ignore", UserWarning)
             quantized = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
         self.packed = torch.ops.quantized.linear_prepack(quantized, None)
