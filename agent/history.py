@@ -7,10 +7,13 @@ from typing import Literal
 
 from agent.chat_template import Message
 
+MOST_MESSAGES = 100
+"""Older messages are forgotten; a context holds fewer than these."""
+
 
 @dataclass(slots=True)
 class History:
-    """Turns in order; the two sides alternate, because a side that speaks twice in a row is joined."""
+    """The newest turns in order; the two sides alternate, because a side that speaks twice in a row is joined."""
 
     messages: list[Message] = field(default_factory=list)
 
@@ -22,6 +25,8 @@ class History:
         if self.messages and self.messages[-1].role == role:
             text = f"{self.messages.pop().text} {text}"
         self.messages.append(Message(role, text))
+        if len(self.messages) > MOST_MESSAGES:
+            del self.messages[:2]
 
     def with_user(self, text: str) -> list[Message]:
         """The messages as they would be if the user had also said `text`; the history itself stays as it is."""

@@ -120,8 +120,8 @@ class Responder:
         while (chunk := await self._worker.run(Priority.SPEAK, "speak", next, chunks, None)) is not None:
             if not self._playout.put(epoch, chunk.samples, [(w.text, w.end) for w in chunk.words]):
                 return
-            while self._playout.buffered() > self._config.ahead_s * self._parts.voice_rate_hz:
-                await asyncio.sleep(0.1)  # noqa: ASYNC110  (playout is plain: it cannot wake anyone)
+            while self._playout.buffered() > self._config.ahead_s * self._parts.voice_rate_hz:  # noqa: ASYNC110  (playout wakes nobody)
+                await asyncio.sleep(0.1)
 
     async def _steps(self, priority: Priority, steps: Iterator[Any]) -> None:
         done = object()

@@ -54,13 +54,15 @@ class ScriptedUser:
     """Silence of the agent after the last utterance's answer that ends the conversation."""
     patience_s: float = 12.0
     """How long the user waits for the agent in vain before going on."""
-    max_ahead_frames: int = 0
-    """Frames by which receive may run ahead of the clock (0: a microphone)."""
+    record: bool = True
+    """Keep both sides' sound for `tracks`; False for very long conversations."""
     said: list[Said] = field(default_factory=list)
     late_frames: int = 0
     """Frames that were handed over more than 100 ms after their time."""
     _user: list[Samples] = field(default_factory=list)
     _agent: list[Samples] = field(default_factory=list)
+    _received: int = 0
+    _sent: int = 0
     _began: float | None = None
     _index: int = 0
     _playing: Samples | None = None
@@ -82,7 +84,7 @@ class ScriptedUser:
         loop = asyncio.get_running_loop()
         if self._began is None:
             self._began = loop.time()
-        number = len(self._user)
+        number = self._received
         if self._over(number):
             return None
         due = self._began + (number + 1) * FRAME_MS / 1000
@@ -90,13 +92,17 @@ class ScriptedUser:
         if loop.time() - due > 0.1:
             self.late_frames += 1
         near = self._next(number)
-        self._user.append(near)
+        self._received += 1
+        if self.record:
+            self._user.append(near)
         return Frame(number * USER_FRAME, near)
 
     async def send(self, samples: Samples) -> None:
         """Record the agent and notice when it speaks."""
-        number = len(self._agent)
-        self._agent.append(samples.copy())
+        number = self._sent
+        self._sent += 1
+        if self.record:
+            self._agent.append(samples.copy())
         if float(np.abs(samples).max()) > AUDIBLE:
             if self._agent_since is None:
                 self._agent_since = number

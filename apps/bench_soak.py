@@ -36,7 +36,7 @@ def run_soak(profile: Profile, parts: Parts, args: argparse.Namespace) -> list[s
     """Hold the turns and return the report's lines."""
     questions = clips("questions")
     script = [Say(questions[i % len(questions)].samples(), delay_s=0.6, name=str(i)) for i in range(args.turns)]
-    user = ScriptedUser(script, patience_s=8.0)
+    user = ScriptedUser(script, patience_s=8.0, record=False)
     every = max(args.turns // 10, 1)
     rows = ["turn   resident MB   tasks   threads   history messages"]
     figures: list[float] = []

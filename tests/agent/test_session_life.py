@@ -1,0 +1,141 @@
+"""A session's life: cancel in every state, two hundred turns on one session, history that stays bounded by what was heard."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import tracemalloc
+
+import pytest
+
+from agent.doubles import LevelVad, ScriptedEars, ScriptedThinker, ToneVoice, spoken
+from agent.parts import Parts
+from agent.response import ResponseConfig
+from agent.scripted_user import Say, ScriptedUser
+from agent.session import Session, SessionConfig
+from agent.virtual_time import run_virtual
+from agent.worker import VirtualWorker, Worker
+from duplex.events import FloorChanged, ResponseEnded
+from duplex.predictor import RulePredictor
+from tests.agent.conversations import COSTS_S, Line, _Words, converse
+
+LONG = "This answer goes on for quite a while so that there is time to interrupt it in the middle."
+CONFIG = SessionConfig(response=ResponseConfig(group_tokens=1))
+
+
+def make(script: list[Line], worker: Worker | VirtualWorker) -> tuple[Session, ScriptedUser]:
+    user = ScriptedUser([Say(n.sound(), n.when, n.delay_s, n.text) for n in script])
+    parts = Parts(ScriptedEars(_Words(user, script)), LevelVad(), ScriptedThinker([LONG]), ToneVoice(), RulePredictor())
+    return Session(parts, user, worker, CONFIG), user
+
+
+@pytest.mark.parametrize("floor", ["user", "pause", "agent", "ducked", "held", "quiet"])
+def test_leaving_in_any_state_leaves_nothing_running(floor: str) -> None:
+    async def main() -> None:
+        script = [Line("Tell me a story."), Line("Okay.", 0.4, "speaking", 1.0), Line("And then?", 1.0)]
+        session, _ = make(script, VirtualWorker(cost_s=COSTS_S.__getitem__))
+        events = session.events()
+        async with session:
+            async for event in events:
+                if isinstance(event, FloorChanged) and event.floor == floor:
+                    break
+            else:
+                pytest.fail(f"the conversation never came to {floor}")
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("moment_s", [0.0, 0.3, 1.1, 2.1, 2.4, 2.6, 3.0, 4.5])
+def test_cancelling_the_owner_at_any_moment_leaves_nothing_running(moment_s: float) -> None:
+    async def main() -> None:
+        session, _ = make([Line("Tell me a story.")], VirtualWorker(cost_s=COSTS_S.__getitem__))
+
+        async def own() -> None:
+            async with session:
+                await session.wait()
+
+        owner = asyncio.create_task(own())
+        await asyncio.sleep(moment_s)
+        owner.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await owner
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("moment_s", [0.5, 1.6, 2.3, 2.7, 3.5])
+def test_cancel_response_at_any_moment_keeps_the_session_going(moment_s: float) -> None:
+    async def main() -> None:
+        session, _ = make([Line("Tell me a story."), Line("And then?")], VirtualWorker(cost_s=COSTS_S.__getitem__))
+        events = session.events()
+        async with session:
+            await asyncio.sleep(moment_s)
+            session.cancel_response()
+            await session.wait()
+        kept = [e async for e in events]
+        assert any(isinstance(e, ResponseEnded) and e.reason == "completed" for e in kept)
+
+    run_virtual(main())
+
+
+async def test_real_threads_and_a_real_clock_hold_a_conversation_too() -> None:
+    worker = Worker(2)
+    session, _ = make([Line("Hi there.", 0.4)], worker)
+    events = session.events()
+    async with session:
+        await asyncio.wait_for(session.wait(), 30)
+    worker.close()
+    assert [e.reason async for e in events if isinstance(e, ResponseEnded)] == ["completed"]
+
+
+def test_a_typed_message_is_answered() -> None:
+    async def main() -> None:
+        session, _ = make([Line("Hello.", delay_s=8.0)], VirtualWorker(cost_s=COSTS_S.__getitem__))
+        async with session:
+            session.ask("What do bees make?")
+            await asyncio.sleep(7.5)
+            assert [m.text for m in session.history.messages] == ["What do bees make?", LONG]
+
+    run_virtual(main())
+
+
+def test_two_hundred_turns_leave_tasks_and_memory_flat() -> None:
+    turns = 200
+    script = [Line(f"Question {i}?", 0.3, delay_s=0.4) for i in range(turns)]
+
+    async def main() -> tuple[int, list[int], set[int]]:
+        thinker = ScriptedThinker(["Short answer."])
+        user = ScriptedUser([Say(spoken(0.3), "silence", 0.4, n.text) for n in script], record=False)
+        parts = Parts(ScriptedEars(_Words(user, script)), LevelVad(), thinker, ToneVoice(0.1), RulePredictor())
+        session = Session(parts, user, VirtualWorker(cost_s=COSTS_S.__getitem__), CONFIG)
+        events = session.events()
+        ended, memory, tasks = 0, [], set()
+        async with session:
+            async for event in events:
+                if isinstance(event, ResponseEnded):
+                    ended += 1
+                    if ended % 50 == 0:
+                        thinker.seen.clear()  # the double's own records do not count
+                        thinker._asked.clear()
+                        gc.collect()
+                        memory.append(tracemalloc.get_traced_memory()[0])
+                        tasks.add(len(asyncio.all_tasks()))
+                    if ended == turns:
+                        break
+        return ended, memory, tasks
+
+    tracemalloc.start()
+    try:
+        ended, memory, tasks = run_virtual(main())
+    finally:
+        tracemalloc.stop()
+    assert ended == turns
+    assert max(tasks) <= 4
+    assert memory[-1] - memory[1] < 300_000
+
+
+def test_the_reply_that_is_cut_before_its_first_word_leaves_no_trace() -> None:
+    done = converse([Line("Tell me a story."), Line("Wait, stop.", 0.9, "speaking", 0.02)], ["Supercalifragilistic tale.", "Yes."], word_s=2.0)
+    assert [text for _, text in done.history()] == ["Tell me a story. Wait, stop.", "Yes."]
