@@ -15,7 +15,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 TEXT = {".py", ".yaml", ".yml", ".md", ".toml", ".txt", ".json", ".cfg", "", ".sh"}
 MACHINE_PATH = re.compile(r"(?<![\w.}/$)])/(?:work|root|home|Users|tmp)/[\w.-]+")
 LOOSE_END = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b")
-MAX_LINES = 450
+MAX_LINES = 470
 """A file above this has more than one reason to change."""
 
 
