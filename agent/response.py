@@ -54,6 +54,7 @@ class Responder:
         self._config = config
         self._context = parts.thinker.open()
         self._using = asyncio.Lock()  # one reader or writer of the context at a time
+        self._decoding = False
 
     async def read(self, messages: list[Message], *, last: bool) -> float | None:
         """Let the thinker read the dialogue while the user is still speaking, so that a response need not.
@@ -61,7 +62,7 @@ class Responder:
         messages: end with the user's words so far. Returns how likely their sentence ends here (only when asked for, with `last`);
         None when the thinker is busy with a response or cannot tell.
         """
-        if self._using.locked():
+        if self._decoding:
             return None
         thinker = self._parts.thinker
         open_end = [*messages[:-1], Message("user", messages[-1].text.rstrip(" .?!"))]
@@ -85,7 +86,11 @@ class Responder:
 
     async def _think(self, epoch: int, messages: list[Message], groups: asyncio.Queue[Group | None]) -> None:
         async with self._using:
-            await self._decode(epoch, messages, groups)
+            self._decoding = True
+            try:
+                await self._decode(epoch, messages, groups)
+            finally:
+                self._decoding = False
         await groups.put(None)
 
     async def _decode(self, epoch: int, messages: list[Message], groups: asyncio.Queue[Group | None]) -> None:

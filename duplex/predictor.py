@@ -75,14 +75,16 @@ class RuleConfig:
     speculate_s: float = 0.16
     """Silence after which a turn end is likely enough to prepare a response."""
     complete_s: float = 0.40
-    """Silence that ends a turn whose words make a whole sentence."""
+    """Silence that ends a turn whose words make a whole question."""
+    statement_s: float = 0.70
+    """Silence that ends a turn whose words make another whole sentence, which more often goes on."""
     incomplete_s: float = 1.50
     """Silence that ends a turn whose words plainly go on."""
     unknown_s: float = 1.00
     """Silence that ends a turn while its transcript is not there yet."""
-    hanging_p: float = 0.01
+    hanging_p: float = 0.02
     """P(sentence ends here), by the LLM, up to which a turn counts as going on."""
-    whole_p: float = 0.10
+    whole_p: float = 0.25
     """P(sentence ends here) from which it counts as a whole sentence; in between, the silence is in between."""
     question_gain: float = 3.0
     """Factor on that probability when the recogniser itself heard a question."""
@@ -100,8 +102,10 @@ class RuleConfig:
     def __post_init__(self) -> None:
         if not 0 < self.hanging_p < self.whole_p <= 1:
             raise ConfigError("predictor: hanging_p must be positive and below whole_p, which is at most 1.")
-        if not 0 < self.speculate_s <= self.complete_s <= self.incomplete_s:
-            raise ConfigError("turns: speculate_s, complete_s and incomplete_s must be positive and rise in this order.")
+        if not 0 < self.speculate_s <= self.complete_s <= self.statement_s <= self.incomplete_s:
+            raise ConfigError(
+                "predictor: speculate_s, complete_s, statement_s and incomplete_s must be positive and rise in this order."
+            )
 
 
 class RulePredictor:
@@ -134,11 +138,13 @@ class RulePredictor:
         c = self.config
         if not known.transcript_fresh:
             return c.unknown_s
+        question = known.transcript.rstrip().endswith("?")
+        complete_s = c.complete_s if question else c.statement_s
         if known.sentence_ends is None:
-            return c.complete_s if seems_complete(known.transcript) else c.incomplete_s
-        ends = known.sentence_ends * (c.question_gain if known.transcript.rstrip().endswith("?") else 1.0)
+            return complete_s if seems_complete(known.transcript) else c.incomplete_s
+        ends = known.sentence_ends * (c.question_gain if question else 1.0)
         whole = math.log(max(ends, 1e-9) / c.hanging_p) / math.log(c.whole_p / c.hanging_p)  # 0: plainly goes on, 1: whole
-        return c.incomplete_s + min(max(whole, 0.0), 1.0) * (c.complete_s - c.incomplete_s)
+        return c.incomplete_s + min(max(whole, 0.0), 1.0) * (complete_s - c.incomplete_s)
 
     def _over_agent(self, known: TickInput) -> TickDecision:
         c = self.config

@@ -41,9 +41,15 @@ def test_the_latency_that_is_reported_is_the_one_in_the_sound() -> None:
 
 
 def test_a_complete_sentence_is_answered_sooner_than_one_that_hangs() -> None:
-    whole = converse([Line("I like the sea.")], ["Me too."]).of(ResponseStarted)[0]
+    whole = converse([Line("Do you like the sea?")], ["I do."]).of(ResponseStarted)[0]
     hanging = converse([Line("I like the")], ["What?"]).of(ResponseStarted)[0]
     assert hanging.latency_s > whole.latency_s + 0.8
+
+
+def test_a_question_is_answered_sooner_than_a_statement() -> None:
+    question = converse([Line("Do you like the sea?")], ["I do."]).of(ResponseStarted)[0]
+    statement = converse([Line("I like the sea.")], ["Me too."]).of(ResponseStarted)[0]
+    assert question.latency_s + 0.2 < statement.latency_s < 0.9
 
 
 def test_a_pause_in_the_middle_discards_the_speculation_and_waits() -> None:
@@ -128,5 +134,5 @@ def test_three_turns_alternate() -> None:
     done = converse([Line("One?"), Line("Two?"), Line("Three?")], ["First.", "Second.", "Third."])
     assert [text for _, text in done.history()] == ["One?", "First.", "Two?", "Second.", "Three?", "Third."]
     assert [len(seen) for seen in done.thinker.seen][-1] == 5
-    assert all(e.latency_s is not None and e.latency_s < 0.8 for e in done.of(ResponseStarted))
+    assert all(e.latency_s is not None and e.latency_s < 0.9 for e in done.of(ResponseStarted))
     assert seconds(done.session.now) < 20

@@ -137,5 +137,7 @@ def test_two_hundred_turns_leave_tasks_and_memory_flat() -> None:
 
 
 def test_the_reply_that_is_cut_before_its_first_word_leaves_no_trace() -> None:
-    done = converse([Line("Tell me a story."), Line("Wait, stop.", 0.9, "speaking", 0.02)], ["Supercalifragilistic tale.", "Yes."], word_s=2.0)
+    done = converse(
+        [Line("Tell me a story."), Line("Wait, stop.", 0.9, "speaking", 0.02)], ["Supercalifragilistic tale.", "Yes."], word_s=2.0
+    )
     assert [text for _, text in done.history()] == ["Tell me a story. Wait, stop.", "Yes."]
