@@ -56,11 +56,11 @@ class Responder:
         self._using = asyncio.Lock()  # one reader or writer of the context at a time
         self._decoding = False
 
-    async def read(self, messages: list[Message], *, last: bool) -> float | None:
+    async def read(self, messages: list[Message]) -> float | None:
         """Let the thinker read the dialogue while the user is still speaking, so that a response need not.
 
-        messages: end with the user's words so far. Returns how likely their sentence ends here (only when asked for, with `last`);
-        None when the thinker is busy with a response or cannot tell.
+        messages: end with the user's words so far. Returns how likely their sentence ends here; None when the thinker is busy with a
+        response or cannot tell.
         """
         if self._decoding:
             return None
@@ -68,14 +68,12 @@ class Responder:
         open_end = [*messages[:-1], Message("user", messages[-1].text.rstrip(" .?!"))]
         keys = thinker.render(self._config.system_prompt, open_end, open_assistant=False, open_last=True)
         async with self._using:
-            await self._steps(Priority.THINK if last else Priority.SPECULATE, thinker.sync_steps(self._context, keys))
-            if not last:
-                return None
+            await self._steps(Priority.SPECULATE, thinker.sync_steps(self._context, keys))
             return await self._worker.run(Priority.THINK, "think", thinker.turn_end, self._context)
 
     async def warm_up(self) -> None:
         """Read the system prompt, so the first turn need not."""
-        await self.read([Message("user", "Hello")], last=True)
+        await self.read([Message("user", "Hello")])
 
     async def respond(self, epoch: int, messages: list[Message]) -> None:
         """Think and speak until the reply ends or the playout no longer wants it. Cancelling drops what is not yet in playout."""

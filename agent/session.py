@@ -438,7 +438,7 @@ class Session:
             user_turn.updated.set()
 
     async def _read(self, user_turn: _UserTurn, transcript: Transcript) -> None:
-        ends = await self._responder.read(self.history.with_user(transcript.text), last=self.turns.floor == "pause")
+        ends = await self._responder.read(self.history.with_user(transcript.text))
         if user_turn.transcript is not None and user_turn.transcript.text == transcript.text:
             user_turn.ends = ends
 
