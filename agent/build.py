@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from decoders.bridge_voice import BridgeVoice, BridgeConfig
 
 from agent import weights
 from agent.chat import Chat, ChatConfig
@@ -21,6 +20,7 @@ from agent.session import Session, SessionConfig
 from agent.thinker import Thinker, ThinkerConfig
 from agent.transport import Transport
 from agent.worker import ModelWorker
+from decoders.bridge_voice import BridgeConfig, BridgeVoice
 from duplex.echo import EchoConfig, EchoControl, choose_echo
 from duplex.errors import ConfigError
 from duplex.predictor import RuleConfig, RulePredictor

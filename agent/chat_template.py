@@ -60,8 +60,10 @@ def drop_oldest(vocabulary: Vocabulary, system: str, messages: Sequence[Message]
         raise ValueError(
             f"the system prompt needs {size([])} tokens and the budget is {budget_tokens}: shorten it or allow more context"
         )
+    fixed = size([])
+    costs = [size([message]) - fixed for message in kept]  # messages are encoded apart, so their costs add up
     for start in starts:
-        if size(kept[start:]) <= budget_tokens:
+        if fixed + sum(costs[start:]) <= budget_tokens:
             return kept[start:]
     newest = kept[starts[-1] :]
     spare = budget_tokens - size([Message("user", ""), *newest[1:]])

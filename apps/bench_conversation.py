@@ -183,7 +183,8 @@ def _lines(report: Report, parts: Parts, paced: bool) -> list[str]:
 
 def _stages(report: Report) -> list[str]:
     return [
-        f"{name:<9} {s.jobs:>5}   {s.busy_s:>6.1f}   {s.busy_s / report.seconds:.3f}   {1000 * s.longest_s:>8.0f} ms   {1000 * s.longest_wait_s:>8.0f} ms"
+        f"{name:<9} {s.jobs:>5}   {s.busy_s:>6.1f}   {s.busy_s / report.seconds:.3f}   "
+        f"{1000 * s.longest_s:>8.0f} ms   {1000 * s.longest_wait_s:>8.0f} ms"
         for name, s in sorted(report.lanes.items())
     ]
 
@@ -204,4 +205,5 @@ def _hearing(parts: Parts) -> str:
         parts.vad.feed(vad, frame)
         took.append(time.perf_counter() - began)
     whole = f"{len(took)} frames, rtf {sum(took) / seconds(len(audio)):.3f}"
-    return f"hear      (in the event loop) {1000 * float(np.median(took)):.2f} ms a frame of 20 ms, worst {1000 * max(took):.1f} ms; {whole}"
+    frame_ms = f"{1000 * float(np.median(took)):.2f} ms a frame of 20 ms, worst {1000 * max(took):.1f} ms"
+    return f"hear      (in the event loop) {frame_ms}; {whole}"

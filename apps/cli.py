@@ -35,12 +35,6 @@ EXTRAS = {
     "sounddevice": "talk",
     "pywebrtc_audio": "talk",
     "jiwer": "bench",
-    "aiomqtt": "mqtt",
-    "gradio": "web",
-    "fastapi": "web",
-    "uvicorn": "web",
-    "funasr": "minmo",
-    "kaldi_native_fbank": "minmo",
 }
 """Importable name -> the extra of this distribution that brings it."""
 

@@ -2,7 +2,8 @@
 
 Two converters with the same methods. `Resampler` is soxr's: fast and steep, for files; but it works in blocks, so live it would
 hold back 10 to 60 ms, in fits and starts. `LiveResampler` is a short polyphase filter in numpy: it holds back 24 samples of the
-slower rate (1.5 ms at 16 kHz) and gives every 20 ms frame on time. Both keep sounds in their place. Equal rates pass through untouched and without delay.
+slower rate (1.5 ms at 16 kHz) and gives every 20 ms frame on time. Both keep sounds in their place. Equal
+rates pass through untouched and without delay.
 """
 
 from __future__ import annotations
