@@ -54,6 +54,8 @@ class ScriptedUser:
     """Silence of the agent after the last utterance's answer that ends the conversation."""
     patience_s: float = 12.0
     """How long the user waits for the agent in vain before going on."""
+    hang_up_s: float = float("inf")
+    """Seconds after the last utterance at which the user leaves, whatever the agent is doing."""
     record: bool = True
     """Keep both sides' sound for `tracks`; False for very long conversations."""
     said: list[Said] = field(default_factory=list)
@@ -127,6 +129,8 @@ class ScriptedUser:
     def _over(self, number: int) -> bool:
         if self._index < len(self.script) or self._playing is not None:
             return False
+        if (number - self._waiting_since) * FRAME_MS >= 1000 * self.hang_up_s:
+            return True
         silent = number - self._silent_since
         answered = self._agent_since is not None
         return silent * FRAME_MS >= 1000 * (self.tail_s if answered else self.patience_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +69,7 @@ def run_conversation_bench(profile: Profile, parts: Parts, args: argparse.Namesp
     config = session_config(profile)
     context = parts.thinker.open()
     for clip in clips("questions")[::step]:
+        _tell(f"question by {clip.voice}: {clip.text}")
         _question(profile, parts, clip, report, paced)
         report.cascade.append(cascade_turn(parts, config, clip.samples(), context))
     written: dict[str, str] = {}
@@ -77,10 +79,17 @@ def run_conversation_bench(profile: Profile, parts: Parts, args: argparse.Namesp
         report.answered[index] = (clip, heard, reply, right, contains(written[clip.text], clip.expect))
     longs = {c.voice: c for c in clips("long_questions")}
     for clip in clips("interruptions")[::step]:
+        _tell(f"interruption by {clip.voice}: {clip.text}")
         _interruption(profile, parts, longs[clip.voice], clip, report, paced)
     for clip in clips("backchannels")[::step]:
+        _tell(f"backchannel by {clip.voice}: {clip.text}")
         _backchannel(profile, parts, longs[clip.voice], clip, report, paced)
     return _lines(report, parts, paced)
+
+
+def _tell(text: str) -> None:
+    """Progress, on stderr: a run takes a quarter of an hour."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def contains(reply: str, expect: tuple[str, ...]) -> bool:
@@ -111,7 +120,7 @@ def _trim(sound: Any) -> Any:
 
 def _interruption(profile: Profile, parts: Parts, asked: Clip, clip: Clip, report: Report, paced: bool) -> None:
     script = [Say(asked.samples(), name=asked.text), Say(clip.samples(), "speaking", 1.6, clip.text)]
-    done = talk(profile, parts, script, paced=paced, tail_s=0.5, patience_s=6.0)
+    done = talk(profile, parts, script, paced=paced, hang_up_s=3.0, patience_s=6.0)
     report.add(done)
     latency = stop_latency_s(done.agent_track, done.user.said[1].start)
     ended = [e for e in done.of(ResponseEnded) if isinstance(e, ResponseEnded)]
@@ -123,7 +132,7 @@ def _interruption(profile: Profile, parts: Parts, asked: Clip, clip: Clip, repor
 
 def _backchannel(profile: Profile, parts: Parts, asked: Clip, clip: Clip, report: Report, paced: bool) -> None:
     script = [Say(asked.samples(), name=asked.text), Say(clip.samples(), "speaking", 1.6, clip.text)]
-    done = talk(profile, parts, script, paced=paced, tail_s=0.5, patience_s=6.0)
+    done = talk(profile, parts, script, paced=paced, hang_up_s=3.0, patience_s=6.0)
     report.add(done)
     if any(isinstance(e, ResponseEnded) and e.reason == "interrupted" for e in done.events):
         outcome = "stopped"

@@ -27,7 +27,7 @@ def draw_timeline(path: Path, user: Samples, agent: Samples, events: Sequence[Ev
     from matplotlib.figure import Figure
 
     duration = max(len(user) / USER_RATE_HZ, 0.1)
-    rows = max(int(np.ceil(duration / _ROW_S)), 1)
+    rows = max(int(np.ceil((duration - 0.5) / _ROW_S)), 1)  # half a second more needs no row
     figure = Figure(figsize=(16, 2.6 * rows + 0.6), layout="constrained")
     if title:
         figure.suptitle(title)
