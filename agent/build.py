@@ -74,6 +74,8 @@ def build_parts(profile: Profile) -> Parts:
     section = profile.section("thinker", ThinkerSection)
     ears_config = profile.section("ears", EarsConfig)
     voice_config = profile.section("voice", BridgeConfig)
+    session_config(profile)  # a wrong setting is told before anything is loaded
+    profile.section("echo", EchoSection)
     predictor = RulePredictor(profile.section("predictor", RuleConfig))
     for side in ("input", "output"):
         if getattr(profile, side) != "bridge":

@@ -9,6 +9,7 @@ from pathlib import Path
 from agent.build import build_parts
 from agent.profiles import load_profile
 from apps import bench_conversation, bench_soak, bench_start
+from apps.interrupts import put_off
 from duplex.errors import OutputError
 
 BENCHES = {
@@ -38,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
     profile = load_profile(args.profile, args.set)
     _, measure, _ = BENCHES[args.bench]
     lines = [f"duologue bench {args.bench}, profile {profile.name}, on {_machine()}", ""]
-    lines += measure(profile, build_parts(profile), args)
+    with put_off():
+        parts = build_parts(profile)
+    lines += measure(profile, parts, args)
     text = "\n".join(lines) + "\n"
     print(text, end="")
     if args.out:

@@ -19,6 +19,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from apps.interrupts import put_off
 from duplex.errors import DuologueError, OutputError
 
 COMMANDS = {
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbose = "--verbose" in arguments or "-v" in arguments
     try:
         _set_up_logging(verbose)
-        args = _parse(arguments)
+        with put_off():
+            args = _parse(arguments)
         code = int(args.run(args))
         sys.stdout.flush()
         return code

@@ -23,6 +23,7 @@ from agent.session import Session
 from agent.virtual_time import run_virtual
 from agent.worker import ModelWorker, VirtualWorker, Worker
 from apps.file_transport import FileTransport
+from apps.interrupts import put_off
 from apps.sound_files import open_sound
 from apps.stereo_writer import StereoWriter
 from apps.transcript_lines import lines_of
@@ -75,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     _check_paths(Path(args.user), Path(args.out))
     with open_sound(args.user):  # refuse a bad file before the models load
         pass
-    parts = build_parts(profile)
+    with put_off():
+        parts = build_parts(profile)
     result = converse_with_file(profile, parts, Path(args.user), Path(args.out), paced=args.paced, system=args.system)
     for warning in result.warnings:
         print(f"Note: {warning}")
@@ -111,13 +113,9 @@ def converse_with_file(
                 await writing
             return session
 
-        if paced:
-            worker: ModelWorker = Worker()
-            session = asyncio.run(main(worker))
-        else:
-            worker = VirtualWorker()
-            session = run_virtual(main(worker))
-        worker.close()
+        worker: ModelWorker = Worker() if paced else VirtualWorker()
+        stack.callback(worker.close)
+        session = asyncio.run(main(worker)) if paced else run_virtual(main(worker))
         result.duration_s = writer.duration_s
         result.underruns, result.late_frames = session.playout.underruns, transport.late_frames
         result.warnings = list(reader.warnings)

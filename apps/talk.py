@@ -26,6 +26,7 @@ from agent.session import Session
 from agent.transport import Transport
 from agent.worker import Worker
 from apps.devices import find_device, list_devices
+from apps.interrupts import put_off
 from apps.recorder import RecordedTransport, Recorder
 from apps.sound_cards import SoundCards
 from apps.talk_view import TalkView
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     profile = load_profile(args.profile, args.set)
     console = Console()
     console.print(f"Loading the profile {profile.name} ...")
-    parts = build_parts(profile)
+    with put_off():
+        parts = build_parts(profile)
     view = TalkView()
     with contextlib.ExitStack() as stack:
         recorder = stack.enter_context(Recorder(args.record)) if args.record else None

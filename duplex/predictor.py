@@ -96,6 +96,8 @@ class RuleConfig:
     """A sound hummed at least so much is a backchannel while it lasts less than `hum_s`."""
     hum_s: float = 1.2
     """A hum longer than this is treated like speech."""
+    short_s: float = 0.45
+    """A sound shorter than this takes the floor only with such a word: recognisers hear words in any grunt."""
     settle_s: float = 0.12
     """Silence after which a sound over the agent's voice is judged by its words."""
 
@@ -162,6 +164,7 @@ class RulePredictor:
             return TickDecision(backchannel=0.9)
         if not known.transcript_fresh and known.silence_s < 0.8:
             return TickDecision(yield_=0.3)
-        if not known.transcript or listening:
+        grunt = known.voiced_s < c.short_s and not opens_interruption(known.transcript)
+        if not known.transcript or listening or grunt:
             return TickDecision(backchannel=0.9)
         return TickDecision(yield_=0.9)
