@@ -8,6 +8,7 @@ from pathlib import Path
 from agent.build import build_parts
 from agent.profiles import load_profile
 from apps.file import add_conversation_arguments, converse_with_file, latency_table
+from apps.interrupts import put_off
 from apps.transcript_lines import lines_of
 from duplex.errors import OutputError
 
@@ -30,9 +31,9 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise OutputError(f"{folder} could not be made: {error.strerror or error}.") from error
     profile = load_profile(args.profile, args.set)
-    result = converse_with_file(
-        profile, build_parts(profile), DEMO, folder / "conversation.wav", paced=args.paced, system=args.system
-    )
+    with put_off():
+        parts = build_parts(profile)
+    result = converse_with_file(profile, parts, DEMO, folder / "conversation.wav", paced=args.paced, system=args.system)
     print("\nThe conversation\n")
     for line in lines_of(result.events):
         print(line)
