@@ -29,12 +29,14 @@ class ResponseConfig:
     """What the LLM is told to be."""
     group_tokens: int = 5
     """LLM tokens that go to the voice together (MinMo: five per fifteen codes); 1 for a voice that reads text."""
+    enough_tokens: int = 60
+    """After so many LLM tokens a reply ends with the sentence it is in; 60 are some 20 s of speech."""
     most_tokens: int = 160
     """The longest reply, in LLM tokens."""
     ahead_s: float = 20.0
     """Speech that may wait in the playout buffer before the voice pauses."""
     seed: int = 0
-    """Sampling and voice seed; the response's number is added."""
+    """Sampling and voice seed; the number of messages so far is added, so what is said does not depend on discarded attempts."""
 
     def __post_init__(self) -> None:
         if self.group_tokens < 1 or self.most_tokens < 1:
@@ -80,7 +82,7 @@ class Responder:
         groups: asyncio.Queue[Group | None] = asyncio.Queue(maxsize=64)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._think(epoch, messages, groups))
-            group.create_task(self._speak(epoch, groups))
+            group.create_task(self._speak(epoch, len(messages), groups))
 
     async def _think(self, epoch: int, messages: list[Message], groups: asyncio.Queue[Group | None]) -> None:
         async with self._using:
@@ -95,10 +97,10 @@ class Responder:
         thinker, config = self._parts.thinker, self._config
         keys = thinker.render(config.system_prompt, messages, open_assistant=True)
         await self._steps(Priority.THINK, thinker.sync_steps(self._context, keys))
-        sampler = thinker.sampler(config.seed + epoch)
+        sampler = thinker.sampler(config.seed + len(messages))
         tokens: list[int] = []
         states: list[Any] = []
-        for _ in range(config.most_tokens):
+        for count in range(1, config.most_tokens + 1):
             step = await self._worker.run(Priority.THINK, "think", thinker.step, self._context, sampler)
             if step.token in thinker.eos_ids:
                 break
@@ -107,12 +109,14 @@ class Responder:
             if len(tokens) == config.group_tokens:
                 await groups.put((tokens, np.stack(states)))
                 tokens, states = [], []
+            if count >= config.enough_tokens and thinker.decode([step.token]).rstrip().endswith((".", "!", "?")):
+                break
         if tokens:
             await groups.put((tokens, np.stack(states)))
 
-    async def _speak(self, epoch: int, groups: asyncio.Queue[Group | None]) -> None:
+    async def _speak(self, epoch: int, number: int, groups: asyncio.Queue[Group | None]) -> None:
         voice = self._parts.voice
-        state = voice.open(self._config.seed + epoch)
+        state = voice.open(self._config.seed + number)
         while (item := await groups.get()) is not None:
             tokens, hidden = item
             await self._play(epoch, voice.push(state, tokens, hidden))

@@ -35,11 +35,19 @@ class CascadeTurn:
 
 
 def transcribe_whole(parts: Parts, samples: Samples) -> str:
-    """[n] user samples, at once."""
-    state = parts.ears.open()
-    parts.ears.begin_turn(state, 0)
-    parts.ears.feed(state, np.concatenate([samples, np.zeros(USER_RATE_HZ // 2, np.float32)]))
-    return parts.ears.transcribe(parts.ears.window(state)).text
+    """[n] user samples; at once when it fits a window of the ears, else window by window."""
+    ears = parts.ears
+    state = ears.open()
+    ears.begin_turn(state, 0)
+    block = 4 * USER_RATE_HZ
+    if len(samples) > 3 * block:
+        for at in range(0, len(samples) - block, block):
+            ears.feed(state, samples[at : at + block])
+            window = ears.window(state)
+            ears.settle(state, window, ears.transcribe(window))
+        samples = samples[at + block :]
+    ears.feed(state, np.concatenate([samples, np.zeros(USER_RATE_HZ // 2, np.float32)]))
+    return ears.transcribe(ears.window(state)).text
 
 
 def reply_to(parts: Parts, config: SessionConfig, text: str, context: Any, seed: int) -> list[int]:
