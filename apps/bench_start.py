@@ -19,7 +19,7 @@ from agent.worker import Worker
 profile = load_profile(sys.argv[1])
 async def main():
     async with build_session(profile, build_parts(profile), ScriptedUser([]), Worker(), echo="none"):
-        pass
+        print("ready", flush=True)
 asyncio.run(main())
 """
 
@@ -34,8 +34,10 @@ def run_start(profile: Profile, parts: Parts, args: argparse.Namespace) -> list[
     took = []
     for _ in range(args.repeats):
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", _SCRIPT, profile.name], check=True)
-        took.append(time.perf_counter() - began)
-    return [
-        f"Warm start, process to first possible answer, and out again: {', '.join(f'{t:.1f}' for t in took)} s (best {min(took):.1f} s)."
-    ]
+        with subprocess.Popen([sys.executable, "-c", _SCRIPT, profile.name], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            ready = "ready" in process.stdout.readline()
+            took.append(time.perf_counter() - began)
+        if not ready or process.returncode:
+            raise RuntimeError(f"the started process ended with code {process.returncode} before it was ready")
+    return [f"Warm start, process to first possible answer: {', '.join(f'{t:.1f}' for t in took)} s (best {min(took):.1f} s)."]
