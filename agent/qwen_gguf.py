@@ -104,7 +104,7 @@ def is_converted(folder: Path) -> bool:
 
 
 def load_qwen(folder: Path, engine: str | None = "auto") -> Qwen2ForCausalLM:
-    """The int8 model of a converted folder, ready for `agent.qwen.Qwen`. Raises WeightsError when the folder is not as written."""
+    """The int8 model of a converted folder, ready for `decoders.qwen.Qwen`. Raises WeightsError when the folder is not as written."""
     if not is_converted(folder):
         raise WeightsError(f"{folder} holds no converted language model of this version; run `duologue fetch` again.")
     config = Qwen2Config.from_dict(json.loads((folder / "config.json").read_text()))

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from agent.qwen import KeyValues, Qwen, fuse
 from agent.qwen_gguf import load_qwen
 from agent.sampling import Sampler, SamplingConfig
 from agent.vocabulary import END_OF_TEXT, IM_END, IM_START, ByteVocabulary, QwenVocabulary, Vocabulary
+from decoders.qwen import KeyValues, Qwen, fuse
 
 
 class ContextFull(RuntimeError):

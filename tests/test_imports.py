@@ -20,8 +20,8 @@ NO_ASYNCIO = {"duplex", "encoders", "decoders"}
 
 
 def torch_allowed(path: Path) -> bool:
-    """Torch is in the predictor and its training alone, as far as `duplex` goes."""
-    return path.parts[0] != "duplex" or path.stem.startswith("predictor")
+    """As far as `duplex` goes, torch is in the predictor, its training, and the reading of checkpoints."""
+    return path.parts[0] != "duplex" or path.stem.startswith(("predictor", "checkpoint"))
 
 
 def imported(source: str) -> Iterator[str]:
