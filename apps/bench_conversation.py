@@ -38,13 +38,15 @@ class Report:
     understood: list[tuple[str, str]] = field(default_factory=list)  # meant, transcribed
     lanes: dict[str, LaneStats] = field(default_factory=dict)
     seconds: float = 0.0
-    underruns: int = 0
+    underruns: list[tuple[str, int]] = field(default_factory=list)  # the agent's words, frames
     late: int = 0
 
     def add(self, done: Talk) -> None:
         """Take a conversation's machine figures."""
         self.seconds += len(done.user_track) / USER_RATE_HZ
-        self.underruns += done.underruns
+        if done.underruns:
+            said = [e.heard for e in done.of(ResponseEnded) if isinstance(e, ResponseEnded)]
+            self.underruns.append((" | ".join(said), done.underruns))
         self.late += done.user.late_frames
         for name, stats in done.stats.items():
             total = self.lanes.setdefault(name, LaneStats())
@@ -186,7 +188,8 @@ def _lines(report: Report, parts: Parts, paced: bool) -> list[str]:
         if a != b:
             lines.append(f"    said: {meant.strip()}\n    read: {heard.strip()}")
     lines += ["", "Stage      jobs   busy s   rtf     longest job   longest wait", *_stages(report), _hearing(parts)]
-    lines.append(f"Underruns: {report.underruns}; frames more than 100 ms late: {report.late}.")
+    lines += [f"Underran by {frames} frames of 20 ms: {said.strip()}" for said, frames in report.underruns]
+    lines.append(f"Underruns: {sum(n for _, n in report.underruns)}; frames more than 100 ms late: {report.late}.")
     return lines
 
 

@@ -29,6 +29,9 @@ _MAY_END = frozenset(_MAY_END_TEXT.split())
 _BEFORE_DIGIT = frozenset(_BEFORE_DIGIT_TEXT.split())
 _JOINTS = frozenset(_JOINTS_TEXT.split())
 
+LEAST_COVERED = 6
+"""However short the clause before was, a clause may have so many words: fewer would tear phrases apart."""
+
 _CLOSERS = "\"'”’»)]}*_`"
 _CANDIDATE = re.compile(
     rf"(?P<end>[.!?…]+)(?P<end_closers>[{re.escape(_CLOSERS)}]*)"
@@ -52,6 +55,8 @@ class ClauseConfig:
     """From so many words on, a clause without punctuation is cut before a conjunction or preposition."""
     most_words: tuple[int, int, int] = (12, 18, 24)
     """At so many words it is cut anyway."""
+    cover: int = 3
+    """A clause has at most so many words for each word of the one before, whose sound must last until its own is made."""
     most_characters: int = 300
     """At so many characters it is cut even inside a word, so that no input can grow the buffer."""
 
@@ -61,6 +66,8 @@ class ClauseConfig:
                 raise ValueError(
                     f"clause lengths must rise from soft_words ({soft}) over joint_words ({joint}) to most_words ({most})"
                 )
+        if self.cover < 1:
+            raise ValueError(f"cover must be at least 1, not {self.cover}")
         if self.most_characters < 32:
             raise ValueError(f"most_characters must be at least 32, not {self.most_characters}")
 
@@ -72,6 +79,8 @@ class ClauseState:
     text: str = ""
     count: int = 0
     """Clauses cut so far."""
+    words: int = 0
+    """Words in the clause that was cut last."""
     line_start: bool = field(default=True)
     """Whether `text` begins at the start of a line."""
 
@@ -103,6 +112,7 @@ class ClauseSplitter:
                 break
             clause, state.text = state.text[:cut], state.text[cut:]
             state.count += 1
+            state.words = sum(1 for word in clause.split() if _WORD.search(word))
             state.line_start = clause.endswith("\n")
             clauses.append(clause)
         return clauses
@@ -112,6 +122,9 @@ class ClauseSplitter:
         text, config = state.text, self.config
         stage = min(state.count, 2)
         soft_words, joint_words, most_words = config.soft_words[stage], config.joint_words[stage], config.most_words[stage]
+        if stage:
+            most_words = min(most_words, max(LEAST_COVERED, config.cover * state.words))
+            soft_words, joint_words = min(soft_words, most_words // 2), min(joint_words, most_words * 2 // 3)
         limit = config.most_characters
         words = 0
         at = 0

@@ -83,6 +83,18 @@ def test_text_without_punctuation_is_cut_before_a_conjunction_and_at_the_latest_
     assert len(split("word " * 40)[0].split()) == 12
 
 
+def test_a_clause_grows_no_faster_than_the_sound_before_it_covers() -> None:
+    lengths = [len(clause.split()) for clause in split("Well. " + "word " * 80)]
+    assert lengths[:3] == [1, 6, 18] and max(lengths) == ClauseConfig().most_words[2]
+    assert split("Bees produce honey, which is a sweet, sticky substance that they use to make food.") == [
+        "Bees produce honey,",
+        " which is a sweet,",
+        " sticky substance that they use to make food.",
+    ]
+    with pytest.raises(ValueError, match="cover"):
+        ClauseConfig(cover=0)
+
+
 def test_buffer_is_bounded() -> None:
     assert max(len(clause) for clause in split("x" * 5000)) == ClauseConfig().most_characters
 
