@@ -145,32 +145,40 @@ class ScriptedThinker:
         return "".join(map(chr, ids))
 
 
+@dataclass(slots=True)
+class _ToneState:
+    hz: float
+    text: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class ToneVoice:
-    """Speaks each word as a tone of `word_s`, word by word."""
+    """Speaks each word as a tone of `word_s`, word by word. A speaker is a pitch in Hz."""
 
     word_s: float = 0.25
     tone_hz: float = 220.0
 
-    def open(self, seed: int = 0) -> list[str]:
+    def open(self, seed: int = 0, speaker: float | None = None) -> _ToneState:
         """See decoders.voice.Voice."""
-        return [""]
+        if speaker is not None and not 20.0 <= speaker <= 8000.0:
+            raise ValueError(f"a speaker is a pitch from 20 to 8000 Hz, not {speaker}")
+        return _ToneState(speaker or self.tone_hz)
 
-    def push(self, state: list[str], tokens: Sequence[int], hidden: Any = None) -> Iterator[Speech]:
+    def push(self, state: _ToneState, tokens: Sequence[int], hidden: Any = None) -> Iterator[Speech]:
         """See decoders.voice.Voice."""
-        state[0] += "".join(map(chr, tokens))
-        while (cut := state[0].find(" ", 1)) > 0:
-            word, state[0] = state[0][:cut], state[0][cut:]
-            yield self._say(word)
+        state.text += "".join(map(chr, tokens))
+        while (cut := state.text.find(" ", 1)) > 0:
+            word, state.text = state.text[:cut], state.text[cut:]
+            yield self._say(word, state.hz)
 
-    def finish(self, state: list[str]) -> Iterator[Speech]:
+    def finish(self, state: _ToneState) -> Iterator[Speech]:
         """See decoders.voice.Voice."""
-        if state[0]:
-            yield self._say(state[0])
+        if state.text:
+            yield self._say(state.text, state.hz)
 
-    def _say(self, word: str) -> Speech:
+    def _say(self, word: str, hz: float) -> Speech:
         count = round(self.word_s * AGENT_RATE_HZ)
-        tone = 0.2 * np.sin(2 * np.pi * self.tone_hz * np.arange(count) / AGENT_RATE_HZ)
+        tone = 0.2 * np.sin(2 * np.pi * hz * np.arange(count) / AGENT_RATE_HZ)
         return Speech(tone.astype(np.float32), (SpokenWord(word, count),))
 
 

@@ -57,6 +57,8 @@ class Responder:
         self._context = parts.thinker.open()
         self._using = asyncio.Lock()  # one reader or writer of the context at a time
         self._decoding = False
+        self.speaker: Any = None
+        """Whose voice the next response has, in the form the voice makes; None for the voice's own."""
 
     async def read(self, messages: list[Message]) -> float | None:
         """Let the thinker read the dialogue while the user is still speaking, so that a response need not.
@@ -116,7 +118,7 @@ class Responder:
 
     async def _speak(self, epoch: int, number: int, groups: asyncio.Queue[Group | None]) -> None:
         voice = self._parts.voice
-        state = voice.open(self._config.seed + number)
+        state = voice.open(self._config.seed + number, self.speaker)
         while (item := await groups.get()) is not None:
             tokens, hidden = item
             await self._play(epoch, voice.push(state, tokens, hidden))

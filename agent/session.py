@@ -12,7 +12,7 @@ import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -185,6 +185,14 @@ class Session:
         """A typed message from the user: answered as though it had been said."""
         self.history.add("user", text)
         self._receive(turn.ResponseAsked(self._now))
+
+    def change_voice(self, speaker: Any) -> None:
+        """The agent's voice from the next response on: a speaker in the form that the voice decoder makes, None for its own.
+
+        Raises ValueError when this profile's voice cannot be that speaker.
+        """
+        self._parts.voice.open(0, speaker)
+        self._responder.speaker = speaker
 
     # -- hear and decide ----------------------------------------------------------------------------------------------------------
 

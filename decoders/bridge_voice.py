@@ -120,8 +120,10 @@ class BridgeVoice:
         for _ in self.say(self.open(), "Hello there."):
             pass
 
-    def open(self, seed: int = 0) -> BridgeState:
-        """A fresh state for one response; equal seeds and tokens give equal samples."""
+    def open(self, seed: int = 0, speaker: Any = None) -> BridgeState:
+        """A fresh state for one response; equal seeds and tokens give equal samples. This voice has one speaker."""
+        if speaker is not None:
+            raise ValueError("This profile's voice cannot be changed; choose a profile whose voice is cloned from a sample.")
         return BridgeState(np.random.default_rng(seed))
 
     def push(self, state: BridgeState, tokens: Sequence[int], hidden: NDArray[Any] | None = None) -> Iterator[Speech]:

@@ -40,8 +40,11 @@ class Speech:
 class Voice(Protocol):
     """A streaming voice decoder."""
 
-    def open(self, seed: int = 0) -> Any:
-        """A fresh state for one response."""
+    def open(self, seed: int = 0, speaker: Any = None) -> Any:
+        """A fresh state for one response. speaker: whose voice, in the form this decoder makes; None for its own.
+
+        Raises ValueError for a speaker that it cannot be.
+        """
         ...
 
     def push(self, state: Any, tokens: Sequence[int], hidden: NDArray[Any] | None = None) -> Iterator[Speech]:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import tracemalloc
 
+import numpy as np
 import pytest
 
 from agent.doubles import LevelVad, ScriptedEars, ScriptedThinker, ToneVoice, spoken
@@ -15,7 +16,7 @@ from agent.scripted_user import Say, ScriptedUser
 from agent.session import Session, SessionConfig
 from agent.virtual_time import run_virtual
 from agent.worker import VirtualWorker, Worker
-from duplex.events import FloorChanged, ResponseEnded
+from duplex.events import AgentTranscript, FloorChanged, ResponseEnded
 from duplex.predictor import RulePredictor
 from tests.agent.conversations import COSTS_S, Line, _Words, converse
 
@@ -141,3 +142,33 @@ def test_the_reply_that_is_cut_before_its_first_word_leaves_no_trace() -> None:
         [Line("Tell me a story."), Line("Wait, stop.", 0.9, "speaking", 0.02)], ["Supercalifragilistic tale.", "Yes."], word_s=2.0
     )
     assert [text for _, text in done.history()] == ["Tell me a story. Wait, stop.", "Yes."]
+
+
+def test_a_new_voice_speaks_from_the_next_response_on() -> None:
+    async def main() -> tuple[ScriptedUser, list[ResponseEnded]]:
+        script = [Line("Tell me a story."), Line("And another?")]
+        session, user = make(script, VirtualWorker(cost_s=COSTS_S.__getitem__))
+        events = session.events()
+        ended: list[ResponseEnded] = []
+        async with session:
+            with pytest.raises(ValueError, match="pitch"):
+                session.change_voice(3.0)
+            async for event in events:
+                if isinstance(event, AgentTranscript) and not ended:
+                    session.change_voice(880.0)  # while the first answer is being spoken: it keeps its voice
+                if isinstance(event, ResponseEnded):
+                    ended.append(event)
+                    if len(ended) == 2:
+                        break
+        return user, ended
+
+    user, ended = run_virtual(main())
+    sound = user.tracks()[1]
+    starts = [e.at * 24_000 // 16_000 for e in ended]
+    pitches = [_pitch(sound[: starts[0]]), _pitch(sound[starts[0] + 24_000 : starts[1]])]
+    assert pitches == [pytest.approx(220, abs=5), pytest.approx(880, abs=5)]
+
+
+def _pitch(sound: np.ndarray) -> float:
+    spectrum = np.abs(np.fft.rfft(sound))
+    return float(spectrum.argmax() * 24_000 / len(sound))
