@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duplex.audio import USER_RATE_HZ, Samples
+from duplex.mel_filters import mel_filters
 
 MELS = 80
 FFT_SAMPLES = 400  # 25 ms at 16 kHz
@@ -32,25 +33,9 @@ SILENCE = (PEAK - 8.0 + 4.0) / 4.0  # what `level` makes of silence
 Mel = NDArray[np.float32]
 
 
-def _mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Slaney's mel scale: linear below 1 kHz (15 mel), 27 steps per factor 6.4 above."""
-    linear = mel * (200.0 / 3.0)
-    return np.where(mel < 15.0, linear, 1000.0 * np.exp((mel - 15.0) * (np.log(6.4) / 27.0)))
-
-
-@cache
 def filter_bank() -> Mel:
-    """[b, m] triangular filters, Slaney scale and Slaney area normalisation, 0 to 8 kHz: the bank shipped with OpenAI's Whisper."""
-    top_mel = 15.0 + np.log(USER_RATE_HZ / 2 / 1000.0) * 27.0 / np.log(6.4)
-    edges_hz = _mel_to_hz(np.linspace(0.0, top_mel, MELS + 2))  # [m + 2]
-    bins_hz = np.linspace(0.0, USER_RATE_HZ / 2, FFT_SAMPLES // 2 + 1)  # [b]
-    widths_hz = np.diff(edges_hz)  # [m + 1]
-    rising = (bins_hz[:, None] - edges_hz[None, :-2]) / widths_hz[None, :-1]  # [b, m]
-    falling = (edges_hz[None, 2:] - bins_hz[:, None]) / widths_hz[None, 1:]  # [b, m]
-    triangles = np.maximum(0.0, np.minimum(rising, falling))
-    bank: Mel = (triangles * (2.0 / (edges_hz[2:] - edges_hz[:-2]))[None, :]).astype(np.float32)
-    bank.setflags(write=False)
-    return bank
+    """[b, m] the bank shipped with OpenAI's Whisper: 0 to 8 kHz."""
+    return mel_filters(USER_RATE_HZ, FFT_SAMPLES, MELS)
 
 
 @cache
