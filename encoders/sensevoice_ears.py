@@ -1,0 +1,247 @@
+"""Ears made of SenseVoice: the turn so far is encoded again at each transcript, in a window that stays bounded.
+
+Notable: SenseVoice is no streaming model (attention and memory look both ways), so nothing of an earlier pass is kept: queries in front,
+positions from 1, one encoder pass over the window, which at 16.67 features per second is cheap. The state holds filter-bank frames in
+one buffer of 30 s; stacking and normalising are left to `transcribe`, so a window gives exactly what its audio alone would give.
+A turn longer than `freeze_after_s` is cut at its quietest spot: the text before the cut is frozen when `settle` comes. A window that was
+overtaken by a new turn, or by a newer window, settles nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from duplex import fbank
+from duplex.audio import USER_RATE_HZ, Samples
+from duplex.fbank import FbankState, Features
+from encoders import sensevoice_checkpoint
+from encoders.ears import Transcript
+from encoders.sensevoice import LANGUAGE_QUERIES, QUERIES, collapse
+from encoders.sensevoice_checkpoint import SenseVoiceParts
+from encoders.sensevoice_frontend import FBANK, stack
+from encoders.sensevoice_labels import LabelReader, RichLabels
+from encoders.sensevoice_pieces import joined
+
+HOP_SAMPLES = FBANK.hop_samples
+FRAME_RATE_HZ = USER_RATE_HZ // HOP_SAMPLES
+_BUFFER_FRAMES = 30 * FRAME_RATE_HZ
+_BLOCK_SAMPLES = USER_RATE_HZ  # long input is taken in one second at a time
+
+
+@dataclass(frozen=True, slots=True)
+class SenseVoiceEarsConfig:
+    """What is asked of the model, and how much audio is kept and encoded at once."""
+
+    language: str = "auto"
+    """The language to expect: "auto", "zh", "en", "yue", "ja" or "ko"."""
+    itn: bool = True
+    """Write punctuation and numbers as a reader expects them."""
+    freeze_after_s: float = 15.0
+    """No encoder pass takes in more audio than this; what is older is frozen as text."""
+    freeze_at_least_s: float = 5.0
+    """The part that is frozen is at least so long, so that its text has some context."""
+    keep_s: float = 24.0
+    """Audio of the turn that was not settled yet is kept so long; older audio is lost. Below 29, as a second is taken in at a time."""
+
+    def __post_init__(self) -> None:
+        if self.language not in LANGUAGE_QUERIES:
+            raise ValueError(f"language must be one of {', '.join(LANGUAGE_QUERIES)}, not {self.language!r}")
+        if not 0.2 <= self.freeze_at_least_s < self.freeze_after_s <= self.keep_s < 29:
+            raise ValueError("keep 0.2 <= freeze_at_least_s < freeze_after_s <= keep_s < 29")
+
+
+@dataclass(slots=True)
+class SenseVoiceEarsState:
+    """What one conversation's ears remember."""
+
+    fbank: FbankState = field(default_factory=FbankState)
+    """The frame stream."""
+    buffer: Features = field(default_factory=lambda: np.empty((_BUFFER_FRAMES, FBANK.bands), np.float32))
+    """The newest frames; rows [0, filled) are valid."""
+    filled: int = 0
+    """Valid rows of `buffer`; the last of them is frame `fbank.made - 1`."""
+    turn: int = 0
+    """Counts turns, so that a window of an earlier one is known."""
+    start: int = 0
+    """User sample from which on audio is still to be encoded."""
+    settled: int = 0
+    """`end` of the newest window settled in this turn."""
+    text: str = ""
+    """Frozen text of this turn."""
+    labels: RichLabels | None = None
+    """Labels of the newest frozen text."""
+
+
+@dataclass(frozen=True, slots=True)
+class SenseVoiceWindow:
+    """A snapshot of the current turn."""
+
+    frames: Features
+    """[t, 80] log mel power, a copy."""
+    start: int
+    """User sample at which the first frame begins."""
+    end: int
+    """User sample up to which audio is in it."""
+    turn: int
+    """Which turn it belongs to."""
+    text: str
+    """Text frozen before it."""
+    labels: RichLabels | None
+    """Labels of that text."""
+
+
+@dataclass(frozen=True, slots=True)
+class SenseVoiceTranscript(Transcript):
+    """A transcript with its labels, and what `settle` needs."""
+
+    labels: RichLabels = field(default_factory=RichLabels)
+    """Language, emotion and sound event of the newest stretch with words, or of all there is when nothing has words."""
+    frozen_text: str = ""
+    """The part of the text that is final."""
+    frozen_labels: RichLabels | None = None
+    """Labels of the newest stretch of it."""
+    frozen_until: int = 0
+    """User sample from which on audio must be encoded again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """What one encoder pass gave."""
+
+    text: str
+    labels: RichLabels
+    no_speech: float
+
+
+class SenseVoiceEars:
+    """`encoders.ears.Ears` on SenseVoice. Holds no state of a conversation; `transcribe` may run in any thread."""
+
+    def __init__(self, parts: SenseVoiceParts, config: SenseVoiceEarsConfig | None = None) -> None:
+        self.parts = parts
+        self.config = config or SenseVoiceEarsConfig()
+        self._read_labels = LabelReader(parts.pieces)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        config: SenseVoiceEarsConfig | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> SenseVoiceEars:
+        """From the official SenseVoiceSmall folder. Raises WeightsError."""
+        return cls(sensevoice_checkpoint.load(folder, device, dtype), config)
+
+    @classmethod
+    def tiny(cls, seed: int = 0, config: SenseVoiceEarsConfig | None = None) -> SenseVoiceEars:
+        """Random weights, no download: hears nonsense, deterministically."""
+        return cls(sensevoice_checkpoint.tiny(seed), config)
+
+    def open(self) -> SenseVoiceEarsState:
+        """A fresh state for one conversation, about 1 MB, which does not grow."""
+        return SenseVoiceEarsState()
+
+    def feed(self, state: SenseVoiceEarsState, samples: Samples) -> None:
+        """Take [n] user samples that follow what was fed before. NaN counts as 0, values beyond full scale are clipped."""
+        clean = np.clip(np.nan_to_num(np.asarray(samples, np.float32), nan=0.0, posinf=1.0, neginf=-1.0), -1.0, 1.0)
+        for at in range(0, len(clean), _BLOCK_SAMPLES):
+            frames = fbank.feed(state.fbank, clean[at : at + _BLOCK_SAMPLES], FBANK)
+            if state.filled + len(frames) > _BUFFER_FRAMES:
+                keep = self._keep_frames
+                state.buffer[:keep] = state.buffer[state.filled - keep : state.filled]
+                state.filled = keep
+            state.buffer[state.filled : state.filled + len(frames)] = frames
+            state.filled += len(frames)
+
+    def begin_turn(self, state: SenseVoiceEarsState, start: int) -> None:
+        """Forget audio before user sample `start` and the text of the turn before. `start` may reach back up to `keep_s`."""
+        state.turn += 1
+        state.start, state.settled = max(0, start), 0
+        state.text, state.labels = "", None
+
+    def window(self, state: SenseVoiceEarsState) -> SenseVoiceWindow:
+        """A snapshot of the current turn up to the last sample fed; a copy of at most `keep_s` of frames."""
+        made = state.fbank.made
+        first = max(state.start // HOP_SAMPLES, made - self._keep_frames)
+        rows = max(0, made - first)
+        frames = state.buffer[state.filled - rows : state.filled].copy()
+        return SenseVoiceWindow(frames, first * HOP_SAMPLES, state.fbank.fed, state.turn, state.text, state.labels)
+
+    @torch.inference_mode()
+    def transcribe(self, window: SenseVoiceWindow) -> SenseVoiceTranscript:
+        """The transcript of a snapshot: one encoder pass per 15 s."""
+        cuts = self._cuts(window.frames)
+        heard = [self._hear(window.frames[begin:end]) for begin, end in zip((0, *cuts), (*cuts, len(window.frames)), strict=True)]
+        frozen, frozen_labels = window.text, window.labels
+        for part in heard[:-1]:
+            frozen = joined(frozen, part.text)
+            frozen_labels = part.labels if part.text else frozen_labels
+        last = heard[-1]
+        return SenseVoiceTranscript(
+            joined(frozen, last.text),
+            window.end,
+            min(part.no_speech for part in heard),
+            last.labels if last.text or frozen_labels is None else frozen_labels,
+            frozen,
+            frozen_labels,
+            window.start + (cuts[-1] * HOP_SAMPLES if cuts else 0),
+        )
+
+    def settle(self, state: SenseVoiceEarsState, window: SenseVoiceWindow, transcript: Transcript) -> None:
+        """Keep the frozen text and its labels, unless a newer turn or window came first."""
+        if window.turn != state.turn or window.end < state.settled or not isinstance(transcript, SenseVoiceTranscript):
+            return
+        state.settled = window.end
+        state.text, state.labels = transcript.frozen_text, transcript.frozen_labels
+        state.start = max(state.start, transcript.frozen_until)
+
+    @torch.inference_mode()
+    def states(self, window: SenseVoiceWindow) -> Tensor:
+        """A snapshot's sound as [k, D] encoder states, 16.67 per second, without the label positions: what an input projector reads."""
+        return self._encode(window.frames)[QUERIES:]
+
+    @property
+    def _keep_frames(self) -> int:
+        return round(self.config.keep_s * FRAME_RATE_HZ)
+
+    def _cuts(self, frames: Features) -> list[int]:
+        """Where to cut [t, 80] frames so that no part is longer than `freeze_after_s`."""
+        longest, at_least = (round(s * FRAME_RATE_HZ) for s in (self.config.freeze_after_s, self.config.freeze_at_least_s))
+        cuts: list[int] = []
+        at = 0
+        while len(frames) - at > longest:
+            at += quietest(frames[at : at + longest], at_least)
+            cuts.append(at)
+        return cuts
+
+    def _encode(self, frames: Features) -> Tensor:
+        """[t, 80] frames -> [k + 4, D], the label positions first."""
+        weight = self.parts.network.embed.weight
+        features = torch.from_numpy(self.parts.cmvn(stack(frames))).to(weight.device, weight.dtype)  # [k, 560]
+        encoded: Tensor = self.parts.network(features[None], language=self.config.language, itn=self.config.itn)[0]
+        return encoded
+
+    def _hear(self, frames: Features) -> _Heard:
+        """One encoder pass over [t, 80] frames, read greedily. Text without a letter or digit counts as none."""
+        if not len(frames):
+            return _Heard("", RichLabels(), 1.0)
+        logits = self.parts.network.ctc(self._encode(frames))  # [k + 4, V]
+        labels, no_speech = self._read_labels(logits[:QUERIES])
+        ids = collapse(logits[QUERIES:].argmax(dim=-1)).tolist()
+        text = self.parts.pieces.text(ids).strip()
+        return _Heard(text if any(letter.isalnum() for letter in text) else "", labels, no_speech)
+
+
+def quietest(frames: Features, at_least: int) -> int:
+    """The middle of the quietest 200 ms of [t, 80] frames, not before frame `at_least`: a place to cut, in frames."""
+    width = FRAME_RATE_HZ // 5
+    smooth = np.convolve(
+        frames.mean(axis=1), np.full(width, 1.0 / width, np.float32), mode="valid"
+    )  # entry i covers [i, i + width)
+    return int(smooth[at_least - width // 2 :].argmin()) + at_least
