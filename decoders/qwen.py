@@ -121,6 +121,27 @@ class Qwen:
             x = x + layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)
         cache.hidden[start:end] = F.rms_norm(x, (self.hidden_size,), self.model.model.norm.weight, self.eps)
 
+    def states(self, x: Tensor) -> Tensor:
+        """The same layers for training: embeddings x [b, n, d] from position 0 -> final states [b, n, d], with gradients, no cache.
+
+        Causal, so sequences of a batch may be padded on the right with anything.
+        """
+        n, half = x.shape[1], self.head_dim // 2
+        rotated = self.heads + self.kv_heads
+        cos, sin = self.cos[:n], self.sin[:n]
+        for layer in self.model.model.layers:
+            h = F.rms_norm(x, (self.hidden_size,), layer.input_layernorm.weight, self.eps)
+            qkv = layer.self_attn.qkv_proj(h).unflatten(-1, (-1, self.head_dim))  # [b, n, h + 2g, e]
+            qk = qkv[:, :, :rotated]
+            qk = (qk * cos + qk.roll(half, -1) * sin).transpose(1, 2)  # [b, h + g, n, e]
+            q, k, v = qk[:, : self.heads], qk[:, self.heads :], qkv[:, :, rotated:].transpose(1, 2)
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0, enable_gqa=True)  # [b, h, n, e]
+            x = x + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
+            h = F.rms_norm(x, (self.hidden_size,), layer.post_attention_layernorm.weight, self.eps)
+            gate, up = layer.mlp.gate_up_proj(h).chunk(2, dim=-1)
+            x = x + layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)
+        return F.rms_norm(x, (self.hidden_size,), self.model.model.norm.weight, self.eps)
+
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [n, d] -> [n, vocabulary] float32."""
