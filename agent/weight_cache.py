@@ -3,6 +3,9 @@
     <home>/weights/<artifact>/<file>            verified bytes
     <home>/weights/<artifact>/<file>.verified   size, mtime and sha256 at the time of the check
     <home>/weights/<artifact>/<file>.part       an interrupted download; always a prefix, so any source can go on from it
+    <home>/weights/<repository>/...             the official layout, each file with its .verified beside it
+    <home>/weights/<repository>.receipt         what a hub declared of files whose hash is not known here, pinned at first use
+    <home>/weights/<repository>.given           what was checked of the user's own folder, which is used where it lies
     <home>/converted/<name>/                    what a converter made, with stamp.json (version, sizes, hashes) inside
     <home>/fetch.lock                           held while fetching
 
@@ -61,6 +64,24 @@ def file_sha256(path: Path, advance: Callable[[int], None] = lambda done: None) 
     return digest.hexdigest()
 
 
+def git_blob_sha1(path: Path) -> str:
+    """The name that git gives to a file's content: SHA-1 of "blob <size>", a zero byte, and the bytes."""
+    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def matches(path: Path, artifact: Artifact) -> bool:
+    """Whether the content of `path` is the artifact's; reads the whole file. OSError when it cannot be read."""
+    if path.stat().st_size != artifact.bytes:
+        return False
+    if artifact.git_blob and git_blob_sha1(path) != artifact.git_blob:
+        return False
+    return not artifact.sha256 or file_sha256(path) == artifact.sha256
+
+
 def is_verified(path: Path, artifact: Artifact) -> bool:
     """Whether the file is there and untouched since its hash was checked. Costs two stats and a tiny read."""
     try:
@@ -74,7 +95,7 @@ def is_verified(path: Path, artifact: Artifact) -> bool:
 def verify(path: Path, artifact: Artifact) -> bool:
     """Reads the whole file and compares; stamps it when it is right."""
     try:
-        if path.stat().st_size != artifact.bytes or file_sha256(path) != artifact.sha256:
+        if not matches(path, artifact):
             return False
     except OSError:
         return False

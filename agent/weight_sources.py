@@ -6,51 +6,30 @@ HTTP by Range, with wheels from the first part that is not complete. Nothing her
 
 from __future__ import annotations
 
-import http.client
 import os
 import shutil
-import ssl
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.parse
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from agent import weight_cache
-from agent.weight_list import Artifact, Hub, Source, WheelPart
+from agent import weight_cache, weight_hubs
+from agent.weight_hubs import TIMEOUT_S, Declared, SourceFailed
+from agent.weight_list import Artifact, Source, WheelPart
 
-TIMEOUT_S = 5.0
-"""Longest wait for a connection, and for the next bytes of one."""
-TRIES = 4
-"""Attempts on one address that keeps bringing bytes; one that brings none is given up at once."""
+TRIES_PER_GB = 4
+"""Attempts on one address that keeps bringing bytes, per GB begun; one that brings none is given up at once."""
 POLL_S = 0.1
 """How often the size of a running wheel download is looked at."""
 
 Advance = Callable[[int], None]
 """Hears how many bytes of the artifact are there."""
-
-
-class SourceFailed(Exception):
-    """This source did not work; the text says why, and the next one may."""
-
-
-def name_of(source: Source) -> str:
-    """What to call a source in front of people."""
-    if source.hugging_face is not None:
-        return "Hugging Face"
-    if source.model_scope is not None:
-        return "ModelScope"
-    if source.wheels is not None:
-        return "the Python package index"
-    if source.folder is not None:
-        return f"the folder {source.folder}"
-    return urllib.parse.urlsplit(source.url or "").hostname or "the address given"
 
 
 class Fetcher:
@@ -60,6 +39,7 @@ class Fetcher:
         self._staging = staging  # wheels and pip's own temporary files; removed by `close`
         self._wheels_wanted: dict[str, int] = {}
         self._dead_hosts: dict[str, str] = {}
+        self._listings: dict[Source, dict[str, Declared] | str] = {}  # per repository: its files, or why there is no list
 
     def expect(self, artifact: Artifact) -> None:
         """Announces an artifact, so that a wheel that holds two of them comes once."""
@@ -79,7 +59,30 @@ class Fetcher:
         elif source.wheels is not None:
             self._append_wheels(source.wheels, part, advance)
         else:
-            self._append_http(_url(source), artifact, part, advance)
+            self._append_http(source, artifact, part, advance)
+
+    def listing(self, source: Source) -> dict[str, Declared]:
+        """What a hub says of the files of the repository that `source` names; asked once in a run. Raises SourceFailed."""
+        if source not in self._listings:
+            self._listings[source] = self._ask(source)
+        found = self._listings[source]
+        if isinstance(found, str):
+            raise SourceFailed(found)
+        return found
+
+    def _ask(self, source: Source) -> dict[str, Declared] | str:
+        host = urllib.parse.urlsplit(weight_hubs.address(source)).netloc
+        if host in self._dead_hosts:
+            return self._dead_hosts[host]
+        try:
+            return weight_hubs.list_files(source)
+        except SourceFailed as failure:
+            return str(failure)
+        except urllib.error.HTTPError as error:
+            return weight_hubs.refusal(error, source)
+        except weight_hubs.NETWORK_ERRORS as error:
+            self._dead_hosts[host] = weight_hubs.unreachable(host, error)
+            return self._dead_hosts[host]
 
     # --- a folder
 
@@ -93,19 +96,20 @@ class Fetcher:
 
     # --- http
 
-    def _append_http(self, url: str, artifact: Artifact, part: Path, advance: Advance) -> None:
+    def _append_http(self, source: Source, artifact: Artifact, part: Path, advance: Advance) -> None:
+        url = weight_hubs.address(source)
         host = urllib.parse.urlsplit(url).netloc
         if host in self._dead_hosts:
             raise SourceFailed(self._dead_hosts[host])
         failure = ""
-        for _ in range(TRIES):
+        for _ in range(TRIES_PER_GB * (1 + artifact.bytes // 10**9)):
             before = _size(part)
             try:
                 self._append_http_once(url, artifact, part, advance)
             except urllib.error.HTTPError as error:
-                raise SourceFailed(f"{host} answered {error.code} {error.reason}") from error
-            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
-                failure = f"{host} could not be reached ({getattr(error, 'reason', None) or error or type(error).__name__})"
+                raise SourceFailed(weight_hubs.refusal(error, source)) from error
+            except weight_hubs.NETWORK_ERRORS as error:
+                failure = weight_hubs.unreachable(host, error)
             if _size(part) >= artifact.bytes:
                 return
             if _size(part) == before:
@@ -117,10 +121,7 @@ class Fetcher:
 
     def _append_http_once(self, url: str, artifact: Artifact, part: Path, advance: Advance) -> None:
         have = _size(part)
-        request = urllib.request.Request(url, headers={"User-Agent": "duologue", "Accept-Encoding": "identity"})
-        if have:
-            request.add_header("Range", f"bytes={have}-")
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        with weight_hubs.open_url(url, have) as response:
             if have and response.status != 206:  # this server cannot resume: start again
                 have = 0
             with part.open("r+b" if have else "wb") as out:
@@ -197,18 +198,6 @@ def _copy(incoming: object, out: BinaryIO, start: int, end: int, advance: Advanc
         weight_cache.write_block(out, block)
         done += len(block)
         advance(done)
-
-
-def _url(source: Source) -> str:
-    if source.hugging_face is not None:
-        return _hub_url(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), "", source.hugging_face, "main")
-    if source.model_scope is not None:
-        return _hub_url(os.environ.get("MODELSCOPE_ENDPOINT", "https://modelscope.cn"), "models/", source.model_scope, "master")
-    return source.url or ""
-
-
-def _hub_url(base: str, prefix: str, hub: Hub, branch: str) -> str:
-    return f"{base.rstrip('/')}/{prefix}{hub.repo}/resolve/{hub.revision or branch}/{urllib.parse.quote(hub.path)}"
 
 
 def _size(path: Path) -> int:

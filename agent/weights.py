@@ -1,7 +1,8 @@
 """Weights on this machine: `fetch` brings them (once), `locate` finds them (without network).
 
 An artifact passes through: cache (verified before? done) -> DUOLOGUE_WEIGHTS_DIR -> its sources in order -> sha256 -> its final
-name. A source that fails moves on to the next one; when none is left, one sentence says what each of them answered.
+name. A repository is a folder in its publisher's layout, file by file in the same way (agent/weight_repositories.py). A conversion
+is made from an artifact that is there.
 """
 
 from __future__ import annotations
@@ -11,37 +12,28 @@ import inspect
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from agent import weight_cache
+from agent import weight_cache, weight_repositories
 from agent.profiles import Profile, load_profile
+from agent.weight_download import Offer, download
+from agent.weight_download import Progress as Progress
+from agent.weight_download import Quiet as Quiet
 from agent.weight_list import Artifact, Conversion, Source, WeightList, load_weight_list
-from agent.weight_sources import Fetcher, SourceFailed, name_of
+from agent.weight_sources import Fetcher
 from duplex.errors import WeightsError
 
 
-class Progress(Protocol):
-    """Who watches a fetch: `begin` one piece of work, `advance` within it, `note` a sentence at any time."""
+@dataclass(frozen=True)
+class Missing:
+    """Something that a fetch would bring."""
 
-    def begin(self, label: str, total: int, unit: str = "bytes") -> None: ...
-
-    def advance(self, done: int) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
-class Quiet:
-    """Nobody watches."""
-
-    def begin(self, label: str, total: int, unit: str = "bytes") -> None:
-        """Ignored."""
-
-    def advance(self, done: int) -> None:
-        """Ignored."""
-
-    def note(self, text: str) -> None:
-        """Ignored."""
+    name: str
+    bytes: int
+    """About how much would be downloaded, in bytes."""
+    licence: str
+    publisher: str
 
 
 def locate(profile: Profile | str, weights: WeightList | None = None) -> dict[str, Path]:
@@ -51,7 +43,7 @@ def locate(profile: Profile | str, weights: WeightList | None = None) -> dict[st
     """
     profile = load_profile(profile) if isinstance(profile, str) else profile
     weights = weights or load_weight_list()
-    artifacts, conversions = weights.split(profile.weights, f"{profile.file}: weights")
+    artifacts, repositories, conversions = _parts(profile, weights)
     paths: dict[str, Path] = {}
     for name in artifacts:
         path = weight_cache.artifact_path(name, weights.artifacts[name])
@@ -66,7 +58,31 @@ def locate(profile: Profile | str, weights: WeightList | None = None) -> dict[st
         source = weight_cache.artifact_path(conversion.source, weights.artifacts[conversion.source])
         if weight_cache.is_verified(source, weights.artifacts[conversion.source]):
             paths[conversion.source] = source
+    for name in repositories:
+        folder = weight_repositories.locate_repository(name, weights.repositories[name])
+        if folder is None:
+            raise _missing(name, weight_repositories.cache_folder(name), profile)
+        paths[name] = folder
     return paths
+
+
+def missing(profile: Profile | str, weights: WeightList | None = None) -> list[Missing]:
+    """What a fetch of the profile would download, largest first: its price, before it is paid. No network."""
+    profile = load_profile(profile) if isinstance(profile, str) else profile
+    weights = weights or load_weight_list()
+    artifacts, repositories, conversions = _parts(profile, weights)
+    found = []
+    for name in _wanted(artifacts, conversions, weights, verify=False):
+        artifact = weights.artifacts[name]
+        if not weight_cache.is_verified(weight_cache.artifact_path(name, artifact), artifact):
+            found.append(Missing(name, artifact.bytes, artifact.licence, artifact.publisher))
+    for name in repositories:
+        repository = weights.repositories[name]
+        there = weight_repositories.seems_given(name, repository) or weight_repositories.locate_repository(name, repository)
+        if not there:
+            size = weight_repositories.bytes_missing(name, repository)
+            found.append(Missing(name, size, repository.licence, repository.publisher))
+    return sorted(found, key=lambda item: -item.bytes)
 
 
 def fetch(
@@ -85,18 +101,30 @@ def fetch(
     profile = load_profile(profile) if isinstance(profile, str) else profile
     weights = weights or load_weight_list()
     progress = progress or Quiet()
-    artifacts, conversions = weights.split(profile.weights, f"{profile.file}: weights")
+    artifacts, repositories, conversions = _parts(profile, weights)
     if not verify and not slim and _complete(profile, weights):
         return locate(profile, weights)
     waiting = "Another fetch is running; waiting for it."
     with weight_cache.lock(lambda: progress.note(waiting)), weight_cache.disk_errors():
-        _fetch_artifacts(_wanted(artifacts, conversions, weights, verify), weights, progress, verify)
+        ours = [
+            name
+            for name in repositories
+            if not weight_repositories.accept_given_folder(name, weights.repositories[name], progress, verify)
+        ]
+        _fetch_all(_wanted(artifacts, conversions, weights, verify), ours, weights, progress, verify)
         for name in conversions:
             _convert(name, weights, progress, verify)
         if slim:
             for source in {weights.conversions[name].source for name in conversions} - set(artifacts):
                 shutil.rmtree(weight_cache.artifact_path(source, weights.artifacts[source]).parent, ignore_errors=True)
     return locate(profile, weights)
+
+
+def _parts(profile: Profile, weights: WeightList) -> tuple[list[str], list[str], list[str]]:
+    """What a profile names: (artifacts, repositories, conversions)."""
+    downloads, conversions = weights.split(profile.weights, f"{profile.file}: weights")
+    artifacts = [name for name in downloads if name in weights.artifacts]
+    return artifacts, [name for name in downloads if name in weights.repositories], conversions
 
 
 def _complete(profile: Profile, weights: WeightList) -> bool:
@@ -119,18 +147,28 @@ def _wanted(artifacts: Iterable[str], conversions: Iterable[str], weights: Weigh
     return list(dict.fromkeys(wanted))
 
 
-def _fetch_artifacts(names: list[str], weights: WeightList, progress: Progress, verify: bool) -> None:
+def _fetch_all(names: list[str], repositories: list[str], weights: WeightList, progress: Progress, verify: bool) -> None:
+    """Artifacts and repositories of the profile that a source must give."""
     missing = [name for name in names if not _have(name, weights.artifacts[name], progress, verify)]
-    if not missing:
+    wanting = {name: weights.repositories[name] for name in repositories}
+    if not verify:
+        wanting = {name: item for name, item in wanting.items() if not weight_repositories.locate_repository(name, item)}
+    if not missing and not wanting:
         return
-    weight_cache.require_space(_space_needed(missing, weights))
+    needed = sum(weight_repositories.bytes_missing(name, item) for name, item in wanting.items())
+    weight_cache.require_space(needed + _space_needed(missing, weights))
     fetcher = Fetcher(weight_cache.home() / "staging")
     fetcher.close()  # what a killed run left behind
     try:
         for name in missing:
             fetcher.expect(weights.artifacts[name])
         for name in missing:
-            _fetch_one(name, weights.artifacts[name], fetcher, progress)
+            artifact = weights.artifacts[name]
+            otherwise = "put the file into a folder and set DUOLOGUE_WEIGHTS_DIR to that folder"
+            offers = [Offer(source, artifact) for source in _sources(artifact)]
+            download(weight_cache.artifact_path(name, artifact), artifact.file, offers, fetcher, progress, otherwise)
+        for name, repository in wanting.items():
+            weight_repositories.fetch_repository(name, repository, fetcher, progress, verify)
     finally:
         fetcher.close()
 
@@ -160,46 +198,6 @@ def _space_needed(missing: list[str], weights: WeightList) -> int:
         largest_wheel = max([largest_wheel, *wheels])
     needed += sum(conversion.bytes for conversion in weights.conversions.values() if conversion.source in missing)
     return needed + largest_wheel
-
-
-def _fetch_one(name: str, artifact: Artifact, fetcher: Fetcher, progress: Progress) -> None:
-    path = weight_cache.artifact_path(name, artifact)
-    part = weight_cache.part_path(path)
-    progress.begin(artifact.file, artifact.bytes)
-    failures: list[str] = []
-    if part.exists() and part.stat().st_size >= artifact.bytes and _settle(path, artifact):
-        return  # stopped just before it got its final name
-    for source in _sources(artifact):
-        for attempt in ("resumed", "fresh"):
-            resumed = attempt == "resumed" and part.exists()
-            try:
-                progress.note(f"{artifact.file}: from {name_of(source)}.")
-                fetcher.append(source, artifact, part, progress.advance)
-            except SourceFailed as failure:
-                failures.append(str(failure))
-                progress.note(f"{artifact.file}: {failure}.")
-                break
-            if _settle(path, artifact):
-                progress.advance(artifact.bytes)
-                return
-            if not resumed:  # a resumed file may owe its wrong hash to the older half: once more from the start
-                failures.append(f"what {name_of(source)} sent has the wrong sha256")
-                progress.note(f"{artifact.file}: {failures[-1]}; it was deleted.")
-                break
-    raise WeightsError(
-        f"{artifact.file} could not be fetched: {'; '.join(dict.fromkeys(failures))}. Check the network and run the same command "
-        "again (it goes on where it stopped), or put the file into a folder and set DUOLOGUE_WEIGHTS_DIR to that folder."
-    )
-
-
-def _settle(path: Path, artifact: Artifact) -> bool:
-    """A part that should be complete: gives it its final name when the hash is right, deletes it otherwise."""
-    part = weight_cache.part_path(path)
-    if weight_cache.file_sha256(part) == artifact.sha256:
-        weight_cache.accept_part(path, artifact)
-        return True
-    part.unlink()
-    return False
 
 
 def _sources(artifact: Artifact) -> list[Source]:

@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fetches, and says where everything is."""
     begun = time.monotonic()
+    if not args.quiet:
+        _print_price(args.profile)
     with _progress(args.quiet) as progress:
         paths = weights.fetch(args.profile, progress, verify=args.verify, slim=args.slim)
     total = sum(_size(path) for path in paths.values())
@@ -29,6 +31,20 @@ def run(args: argparse.Namespace) -> int:
         took = time.monotonic() - begun
         print(f"Weights of '{args.profile}' are ready: {total / 1e6:.0f} MB in {weight_cache.home()} ({took:.1f} s).")
     return 0
+
+
+def _print_price(profile: str) -> None:
+    """What is about to be downloaded, and under which licences: said before it begins."""
+    missing = weights.missing(profile)
+    if missing:
+        total = sum(item.bytes for item in missing)
+        print(f"'{profile}' needs {_amount(total)} more in {weight_cache.home()}:")
+    for item in missing:
+        print(f"  {_amount(item.bytes):>8}  {item.name}: {item.publisher}. Licence: {item.licence}.")
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def _size(path: Path) -> int:

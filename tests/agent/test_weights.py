@@ -17,9 +17,9 @@ from typing import BinaryIO
 
 import pytest
 
-from agent import weight_cache, weight_sources, weights
+from agent import weight_cache, weight_hubs, weight_sources, weights
 from agent.profiles import Profile
-from agent.weight_list import Artifact, Conversion, Source, WeightList, WheelPart, load_weight_list
+from agent.weight_list import Artifact, Conversion, Hub, Source, WeightList, WheelPart, load_weight_list
 from duplex.errors import ConfigError, WeightsError
 
 DATA = bytes(range(256)) * 9000  # 2.3 MB: several blocks
@@ -229,8 +229,8 @@ def test_a_missing_page_is_named(server: Server) -> None:
 def test_hub_addresses(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
     base = server.url.removesuffix("/w.bin")
     monkeypatch.setenv("HF_ENDPOINT", base)
-    hub = weight_sources.Hub("owner/name", "deep/w.bin", "v1.0.0")
-    assert weight_sources._url(Source(hugging_face=hub)) == f"{base}/owner/name/resolve/v1.0.0/deep/w.bin"
+    hub = Hub("owner/name", "deep/w.bin", "v1.0.0")
+    assert weight_hubs.address(Source(hugging_face=hub)) == f"{base}/owner/name/resolve/v1.0.0/deep/w.bin"
     assert fetch(listed(Source(hugging_face=hub)))[0]["w"].read_bytes() == DATA
 
 

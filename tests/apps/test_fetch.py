@@ -31,7 +31,8 @@ def test_an_unknown_profile_is_a_configuration_error(capsys: pytest.CaptureFixtu
     assert "choose one of edge" in capsys.readouterr().err
 
 
-def test_without_any_source_it_says_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("profile", "price"), [("edge", "qwen-gguf"), ("minmo-7b", "qwen2.5-7b-instruct")])
+def test_without_any_source_it_says_what_to_do(tmp_path: Path, profile: str, price: str) -> None:
     """Hubs at an address where nobody listens, an index that is an empty folder."""
     nobody = "http://127.0.0.1:9"
     (tmp_path / "empty").mkdir()
@@ -45,7 +46,7 @@ def test_without_any_source_it_says_what_to_do(tmp_path: Path) -> None:
         "no_proxy": "127.0.0.1",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "apps", "fetch", "edge"],
+        [sys.executable, "-m", "apps", "fetch", profile],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -57,6 +58,21 @@ def test_without_any_source_it_says_what_to_do(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert "could not be fetched" in done.stderr
     assert "DUOLOGUE_WEIGHTS_DIR" in done.stderr
+    assert price in done.stdout.split(": from ")[0]  # what it costs is said first
+
+
+def test_the_price_names_sizes_and_licences(capsys: pytest.CaptureFixture[str]) -> None:
+    fetch._print_price("minmo-7b")
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.startswith("'minmo-7b' needs 19.26 GB more in ")
+    assert [line.split(":")[0].split() for line in lines] == [
+        ["15.24", "GB", "qwen2.5-7b-instruct"],
+        ["3.09", "GB", "cosyvoice2-0.5b"],
+        ["937", "MB", "sensevoice-small"],
+    ]
+    assert "FunASR Model License v1.1" in lines[2]
+    fetch._print_price("tiny")
+    assert capsys.readouterr().out == ""
 
 
 def test_plain_lines_come_at_tenths(capsys: pytest.CaptureFixture[str]) -> None:
