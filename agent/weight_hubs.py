@@ -29,6 +29,8 @@ TIMEOUT_S = 5.0
 """Longest wait for a connection, and for the next bytes of one."""
 LISTING_BYTES = 1 << 25
 """A list of files that is longer than this is none."""
+LISTING_PAGES = 100
+"""And one of more pages has no end (a page holds 1000 files)."""
 NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
 """What a connection can fail with; HTTPError, a URLError as well, is an answer and is caught before them."""
 
@@ -122,7 +124,7 @@ def list_files(source: Source) -> dict[str, Declared]:
 def _hugging_face_files(hub: Hub) -> Iterator[tuple[str, Declared]]:
     base = f"{hugging_face()}/api/models/{hub.repo}/tree/{urllib.parse.quote(hub.revision or 'main', safe='')}"
     query = "recursive=true"
-    while query:
+    for _ in range(LISTING_PAGES):
         with open_url(f"{base}?{query}") as response:
             entries, link = _read_json(response, "Hugging Face"), response.headers.get("Link", "")
         for entry in _mappings(entries, "Hugging Face"):
@@ -133,7 +135,10 @@ def _hugging_face_files(hub: Hub) -> Iterator[tuple[str, Declared]]:
                 yield _declared(entry.get("path"), entry.get("size"), git_blob=entry.get("oid"))
         # Only the cursor of the next page is taken: a mirror passes on links that point to the original.
         following = re.search(r'<([^>]*)>;\s*rel="next"', link)
-        query = urllib.parse.urlsplit(following[1]).query if following else ""
+        if following is None:
+            return
+        query = urllib.parse.urlsplit(following[1]).query
+    raise SourceFailed("Hugging Face's list of files has no end")
 
 
 def _model_scope_files(hub: Hub) -> Iterator[tuple[str, Declared]]:

@@ -1,7 +1,8 @@
 """Bytes of an artifact from one source, appended to its `.part` file.
 
-Every source yields the same bytes, so a `.part` is a prefix whoever wrote it: any source goes on from where another stopped, over
-HTTP by Range, with wheels from the first part that is not complete. Nothing here trusts what arrives; the caller checks the hash.
+Every source of an artifact yields the same bytes, so a `.part` is a prefix whoever wrote it: any source goes on from where another
+stopped, over HTTP by Range, with wheels from the first part that is not complete. Nothing here trusts what arrives; the caller
+checks the hash.
 """
 
 from __future__ import annotations

@@ -29,8 +29,15 @@ def run(args: argparse.Namespace) -> int:
     total = sum(_size(path) for path in paths.values())
     if not args.quiet:
         took = time.monotonic() - begun
-        print(f"Weights of '{args.profile}' are ready: {total / 1e6:.0f} MB in {weight_cache.home()} ({took:.1f} s).")
+        print(f"Weights of '{args.profile}' are ready: {total / 1e6:.0f} MB in {_places(list(paths.values()))} ({took:.1f} s).")
     return 0
+
+
+def _places(paths: list[Path]) -> str:
+    """The cache folder, and the user's own folders beside it."""
+    home = weight_cache.home()
+    own = sorted({str(path.parent) for path in paths if not path.is_relative_to(home)})
+    return " and ".join(own if own and not any(path.is_relative_to(home) for path in paths) else [str(home), *own])
 
 
 def _print_price(profile: str) -> None:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import pytest
 
-from agent import weight_cache, weights
+from agent import weight_cache, weight_hubs, weights
 from agent.profiles import Profile
 from agent.weight_list import HubRepository, Repository, RepositoryFile, WeightList, load_weight_list
 from duplex.errors import ConfigError, WeightsError
@@ -198,6 +198,14 @@ def test_a_list_that_is_none_is_named(hubs: Hubs, body: bytes) -> None:
     assert contents(folder) == FILES
     assert any("Hugging Face's list of files" in note for note in heard.notes)
     assert hubs.downloads("config.json") == [""]
+
+
+def test_a_list_without_an_end_is_given_up(hubs: Hubs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_hubs, "LISTING_PAGES", 3)
+    hubs.page = 1
+    folder, heard = fetch(listed())
+    assert contents(folder) == FILES
+    assert "thing/config.json: Hugging Face's list of files has no end." in heard.notes
 
 
 def test_a_hub_that_vouches_for_nothing_is_not_believed(hubs: Hubs) -> None:

@@ -75,6 +75,13 @@ def test_the_price_names_sizes_and_licences(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == ""
 
 
+def test_a_folder_of_the_user_is_named_as_the_place(cache: Path, tmp_path: Path) -> None:
+    own = tmp_path / "mine"
+    assert fetch._places([]) == str(cache)
+    assert fetch._places([cache / "weights" / "a", own / "b", own / "c"]) == f"{cache} and {own}"
+    assert fetch._places([own / "b"]) == str(own)
+
+
 def test_plain_lines_come_at_tenths(capsys: pytest.CaptureFixture[str]) -> None:
     progress = fetch.LineProgress()
     progress.begin("w.bin", 1_000_000)
