@@ -9,6 +9,7 @@ Shapes: v outputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,23 +68,22 @@ def draw(scores: Tensor, outputs: Sequence[int], config: RasConfig, generator: t
     """One id from scores [v] (logits or log-probabilities, -inf where banned; left as they were), on any device.
 
     outputs: everything drawn so far, of which the last `window` count. generator: of the CPU; it advances by one draw, or by two
-    after a repetition, and not at all when the temperature is 0. ValueError when every score is -inf.
+    after a repetition, and not at all when the temperature is 0. ValueError when every score is -inf, or one is NaN.
     """
     scores = scores.detach().to("cpu", torch.float32)
+    if not math.isfinite(float(scores.max())):
+        raise ValueError("the highest score is not finite: all outputs are masked, or the model computed NaN")
     if config.temperature == 0.0:
         return int(scores.argmax())
     if config.temperature != 1.0:
         scores = scores / config.temperature
     probabilities = scores.softmax(0)
-    if not bool(probabilities.isfinite().all()):
-        raise ValueError("no output has a finite score: all are masked, or the model computed NaN")
     ids = nucleus(probabilities, config.top_p, config.top_k)
     chosen = int(ids[torch.multinomial(probabilities[ids], 1, replacement=True, generator=generator)])
     recent = outputs[len(outputs) - min(config.window, len(outputs)) :]
     if config.window and recent.count(chosen) >= config.window * config.tau:
         others = scores.clone()
         others[chosen] = float("-inf")
-        rest = others.softmax(0)
-        if bool(rest.isfinite().all()):  # not when the chosen one is all there is
-            chosen = int(torch.multinomial(rest, 1, replacement=True, generator=generator))
+        if math.isfinite(float(others.max())):  # otherwise the chosen one is all there is
+            chosen = int(torch.multinomial(others.softmax(0), 1, replacement=True, generator=generator))
     return chosen

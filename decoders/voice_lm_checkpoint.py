@@ -94,7 +94,7 @@ def random(config: VoiceLMConfig, seed: int, dtype: torch.dtype = torch.float32,
         del modules.llm.model.lm_head
     rotary = modules.llm.model.model.rotary_emb  # real already, and computed rather than drawn
     modules.llm.model.model.rotary_emb = nn.Identity()
-    modules.to_empty(device=device).to(dtype)
+    modules.to(dtype).to_empty(device=device)
     modules.llm.model.model.rotary_emb = rotary.to(device)
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in modules.named_parameters():

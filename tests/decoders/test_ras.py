@@ -78,9 +78,11 @@ def test_scores_are_left_alone_and_half_precision_is_taken() -> None:
     assert 0 <= draw(scores.bfloat16(), [], USUAL, seeded(1)) < 50
 
 
-def test_nothing_to_draw_is_told() -> None:
+@pytest.mark.parametrize("config", [USUAL, GREEDY])
+@pytest.mark.parametrize("score", [float("-inf"), float("nan")])
+def test_nothing_to_draw_is_told(config: RasConfig, score: float) -> None:
     with pytest.raises(ValueError, match="masked"):
-        draw(torch.full((5,), float("-inf")), [], USUAL, seeded(0))
+        draw(torch.full((5,), score), [], config, seeded(0))
 
 
 @pytest.mark.parametrize("wrong", [{"top_p": 0.0}, {"top_k": 0}, {"window": -1}, {"tau": 0.0}, {"temperature": -1.0}])
