@@ -108,6 +108,30 @@ def test_no_tensor_stays_without_memory(tmp_path: Path) -> None:
     assert all(tensor.dtype == torch.bfloat16 for tensor in model.parameters())
 
 
+def test_at_full_size_and_away_from_the_cpu(tmp_path: Path) -> None:
+    """Qwen2.5-7B on the meta device: as many tensors and bytes as its index declares, and no step mixes devices."""
+    shape = Qwen2Config(
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        model = Qwen2ForCausalLM(shape).to(torch.bfloat16).requires_grad_(False)
+    assert len(model.state_dict()) == 339
+    assert sum(parameter.nbytes for parameter in model.parameters()) == 15_231_233_024
+    write_tokenizer(tmp_path / "tokenizer.json")
+    thinker = Thinker(model, HuggingFaceVocabulary(tmp_path / "tokenizer.json"), CONFIG)
+    context = thinker.open()
+    thinker.sync(context, KEYS)
+    thinker.extend(context, torch.zeros(3, 3584), [-1, -2, -3])
+    scores = thinker.logits(context)
+    assert (scores.device.type, scores.dtype, tuple(scores.shape)) == ("meta", torch.float32, (152064,))
+
+
 def test_control_tokens_never_come_out_of_text(tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "tokenizer.json")
     vocabulary = HuggingFaceVocabulary(tmp_path / "tokenizer.json")
