@@ -67,7 +67,7 @@ class HarmonicSource(nn.Module):
         split nor on the device. None without a generator: no noise."""
         if generator is None:
             return None
-        return torch.randn(frames * self.frame_samples, self.harmonics, generator=generator).to(device)
+        return torch.randn(frames * self.frame_samples, self.harmonics, generator=generator, device="cpu").to(device)
 
     def forward(self, f0: Tensor, sines: Tensor, noise: Tensor | None) -> Tensor:
         """f0 [T] Hz, sines [N, H], noise [N, H] or None for silence -> excitation [N], float32."""

@@ -9,6 +9,10 @@ next piece takes over within `fade_samples`, by two halves that sum to one.
 `upstream`: as CosyVoice2 does it, for parity. Eight frames are kept; their excitation is reused, but the sines behind it start
 afresh with every piece, so their phase jumps; 160 ms are cross-faded by halves of a Hamming window, which sum to 1.08 (+0.67 dB).
 
+Measured over three seams with random weights, against the same passage in one step: `continuous` differs by -50 dB at full size and -55 dB
+in the reference's sizes (-36 with 6 frames held, -64 with 10; more past than 8 frames changes nothing), levels by less than 0.01 dB,
+log spectra around the seams by 0.01 dB on average. `upstream`: levels by -0.2 to +1.6 dB, log spectra by 4.5 dB.
+
 State belongs to the caller and one response; the model is not changed by a step.
 
 Shapes: t new mel frames, M mel bands, H harmonics, S samples per frame.
