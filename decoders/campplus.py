@@ -251,7 +251,7 @@ class CamPlus(nn.Module):
     @torch.inference_mode()
     def embed(self, samples: Samples) -> Tensor:
         """[n] samples at 16 kHz in [-1, 1] -> [E] float32 on the CPU, not normalised. Raises ValueError when it is too short."""
-        weight = self.xvector.tdnn.linear.weight
+        weight = self.head.conv1.weight
         return self(speaker_features(samples, self.config.bands).to(weight))[0].float().cpu()
 
     def folds(self) -> dict[str, str]:
@@ -270,11 +270,10 @@ class CamPlus(nn.Module):
 
 def segment_means(x: Tensor) -> Tensor:
     """[B, C, u] -> [B, C, s] means over segments of 100 frames; the last may be shorter."""
-    frames = x.shape[-1]
-    padded = F.pad(x, (0, -frames % SEGMENT_FRAMES))
-    sums = padded.unflatten(-1, (-1, SEGMENT_FRAMES)).sum(-1)  # [B, C, s]
-    starts = torch.arange(sums.shape[-1], device=x.device) * SEGMENT_FRAMES
-    return sums / (frames - starts).clamp(max=SEGMENT_FRAMES).to(x.dtype)
+    both = torch.cat((x, torch.ones_like(x[:, :1])), dim=1)  # [B, C + 1, u]: the last channel counts the frames
+    padded = F.pad(both, (0, -x.shape[-1] % SEGMENT_FRAMES))
+    sums = padded.unflatten(-1, (-1, SEGMENT_FRAMES)).sum(-1)  # [B, C + 1, s]
+    return sums[:, :-1] / sums[:, -1:]
 
 
 def speaker_features(samples: Samples, bands: int = 80) -> Tensor:

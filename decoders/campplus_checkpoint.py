@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from decoders.campplus import CamPlus, CamPlusConfig, speaker_features
-from decoders.onnx_session import one_input, open_session
+from decoders.onnx_session import one_input, open_session, run
 from decoders.onnx_weights import read_onnx_weights
 from duplex.audio import Samples
 from duplex.checkpoint import fill, read_tensors
@@ -30,6 +30,7 @@ class OnnxSpeakerEncoder:
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         """Raises WeightsError when `path` is no graph with one input of features [1, t, M]."""
+        self.path = path
         self._session = open_session(path, threads)
         features = one_input(self._session, path, "the features", lambda given: len(given.shape) == 3 and "float" in given.type)
         if len(self._session.get_inputs()) != 1:
@@ -43,7 +44,7 @@ class OnnxSpeakerEncoder:
 
     def embedding(self, features: Tensor) -> Tensor:
         """[1, t, M] -> [E]"""
-        return torch.from_numpy(self._session.run(None, {self._features: features.numpy()})[0].reshape(-1))
+        return torch.from_numpy(run(self._session, self.path, {self._features: features.numpy()}).reshape(-1))
 
 
 def load_speaker_encoder(
@@ -83,6 +84,7 @@ def _as_it_is(path: Path, config: CamPlusConfig, features: Tensor) -> OnnxSpeake
     """The graph in `path`, if it can be run and makes an embedding of this width."""
     try:
         graph = OnnxSpeakerEncoder(path)
+        fits = graph.bands == config.bands and len(graph.embedding(features)) == config.embedding
     except WeightsError:
         return None
-    return graph if graph.bands == config.bands and len(graph.embedding(features)) == config.embedding else None
+    return graph if fits else None

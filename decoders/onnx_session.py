@@ -41,3 +41,11 @@ def one_input(session: Any, path: Path, wanted: str, fits: Callable[[Any], bool]
         names = ", ".join(f"{given.name} {given.shape} {given.type}" for given in session.get_inputs())
         raise WeightsError(f"{path} should have one input for {wanted}, but it has: {names}.")
     return inputs[0]
+
+
+def run(session: Any, path: Path, inputs: dict[str, Any]) -> Any:
+    """The graph's first output. Raises WeightsError when the graph cannot be run on these inputs."""
+    try:
+        return session.run(None, inputs)[0]
+    except Exception as error:  # onnxruntime's own classes are not exported
+        raise WeightsError(f"The graph {path} cannot be run ({str(error).splitlines()[0][:200]}); fetch it again.") from error

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoders.onnx_session import WHOLE, one_input, open_session
+from decoders.onnx_session import WHOLE, one_input, open_session, run
 from decoders.onnx_weights import read_onnx_weights
 from decoders.s3_tokenizer import S3Tokenizer, S3TokenizerConfig
 from decoders.s3_tokenizer_mel import log_mel, tokenize_windows
@@ -34,6 +34,7 @@ class OnnxS3Tokenizer:
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         """Raises WeightsError when `path` is no graph with one mel input [1, m, t] and one input of lengths."""
+        self.path = path
         self._session = open_session(path, threads)
         mel = one_input(self._session, path, "the mel spectrogram", lambda given: len(given.shape) == 3 and "float" in given.type)
         lengths = one_input(self._session, path, "its length", lambda given: len(given.shape) == 1 and given.type in WHOLE)
@@ -47,7 +48,7 @@ class OnnxS3Tokenizer:
     def codes(self, mel: Tensor) -> Tensor:
         """[m, t] -> [p] codes, int64; t at most 3000."""
         feed = {self._mel: mel.numpy()[None], self._lengths: np.array([mel.shape[1]], self._whole)}
-        return torch.from_numpy(self._session.run(None, feed)[0].reshape(-1).astype(np.int64))
+        return torch.from_numpy(run(self._session, self.path, feed).reshape(-1).astype(np.int64))
 
 
 def load_s3_tokenizer(
@@ -76,7 +77,8 @@ def load_s3_tokenizer(
         graph = OnnxS3Tokenizer(path)
         mel = _noise(model.config.bands)
         with torch.inference_mode():
-            agreement = float((model(mel[None])[0] == graph.codes(mel)).float().mean())
+            ours, theirs = model(mel[None])[0], graph.codes(mel)
+        agreement = float((ours == theirs).float().mean()) if ours.shape == theirs.shape else 0.0
         if agreement < LEAST_AGREEMENT:
             log.warning("The graph %s is run as it is: mapped, only %.0f %% of codes agree with it.", path, 100 * agreement)
             return graph
@@ -87,9 +89,9 @@ def _as_it_is(path: Path, config: S3TokenizerConfig) -> OnnxS3Tokenizer | None:
     """The graph in `path`, if it can be run and makes codes of this vocabulary."""
     try:
         graph = OnnxS3Tokenizer(path)
+        fits = graph.bands == config.bands and 0 <= int(graph.codes(_noise(graph.bands)).max()) < config.vocabulary
     except WeightsError:
         return None
-    fits = graph.bands == config.bands and 0 <= int(graph.codes(_noise(graph.bands)).max()) < config.vocabulary
     return graph if fits else None
 
 

@@ -65,8 +65,10 @@ def test_equals_funasr_at_full_size(full, frames):
     theirs = funasr_class()(embedding_size=192)
     theirs.load_state_dict(full.state_dict(), strict=True)
     theirs.train(False)
-    features = torch.randn(2, frames, 80, generator=torch.Generator().manual_seed(1))
-    assert (full(features) - theirs(features)).abs().max() < 1e-4
+    drift = torch.sin(torch.arange(frames) / 40)[None, :, None] * 3  # so that segments differ
+    features = torch.randn(2, frames, 80, generator=torch.Generator().manual_seed(1)) * 2 + drift
+    expected = theirs(features)
+    assert (full(features) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_segments_average_what_is_there():
