@@ -41,11 +41,15 @@ def locate_repository(name: str, repository: Repository) -> Path | None:
     folder = given_folder(name)
     if folder is not None and _is_accepted(name, repository, folder):
         return folder
-    root = cache_folder(name)
-    for path, artifact in _known(name, repository, root).items():
-        if artifact is None or not weight_cache.is_verified(root / path, artifact):
-            return None
-    return root
+    root, receipt = cache_folder(name), _receipt(name, repository)
+
+    def is_there(path: str) -> bool:
+        artifact = _expected(repository, path, receipt)
+        return artifact is not None and weight_cache.is_verified(root / path, artifact)
+
+    # The listed files first: the index is among them, and is read only when it is what was verified.
+    whole = all(is_there(file.path) for file in repository.files) and all(is_there(path) for path in _paths(repository, root))
+    return root if whole else None
 
 
 def cache_folder(name: str) -> Path:
@@ -151,7 +155,7 @@ def fetch_repository(name: str, repository: Repository, fetcher: Fetcher, progre
 
 def _bring(name: str, repository: Repository, path: str, fetcher: Fetcher, progress: Progress, verify: bool) -> None:
     target, label = cache_folder(name) / path, f"{name}/{path}"
-    pinned = _expected(name, repository, path)
+    pinned = _expected(repository, path, _receipt(name, repository))
     if pinned is not None:
         if not verify and weight_cache.is_verified(target, pinned):
             return
@@ -252,18 +256,12 @@ def _paths(repository: Repository, root: Path) -> list[str]:
     return [*paths, *(path for path in names if path not in paths)]
 
 
-def _known(name: str, repository: Repository, root: Path) -> dict[str, Artifact | None]:
-    """Every file as it should be, by path; None for one that no hash is known of."""
-    paths = _paths(repository, root) or [file.path for file in repository.files]
-    receipt = _receipt(name, repository)
-    return {path: _expected(name, repository, path, receipt) for path in paths}
-
-
-def _expected(name: str, repository: Repository, path: str, receipt: dict[str, Pin] | None = None) -> Artifact | None:
+def _expected(repository: Repository, path: str, receipt: dict[str, Pin]) -> Artifact | None:
+    """One file as it should be; None when no hash of it is known yet."""
     for file in repository.files:
         if file.path == path and file.sha256 is not None and file.bytes is not None:
             return Artifact(path, file.bytes, file.sha256, repository.licence, repository.publisher, ())
-    pin = (receipt if receipt is not None else _receipt(name, repository)).get(path)
+    pin = receipt.get(path)
     if pin is None:
         return None
     return Artifact(path, pin.bytes, pin.sha256, repository.licence, repository.publisher, (), pin.git_blob)

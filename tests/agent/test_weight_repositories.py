@@ -310,6 +310,14 @@ def test_verify_finds_and_mends_a_damaged_file(hubs: Hubs) -> None:
     assert "thing/weights.pt in the cache is damaged; fetching it again." in heard.notes
 
 
+def test_a_damaged_index_in_the_cache_is_mended(hubs: Hubs) -> None:
+    folder, _ = fetch(listed())
+    (folder / "index.json").write_bytes(b"{")
+    assert [item.name for item in weights.missing(Profile("mine", "", "bridge", "bridge", ("thing",)), listed())] == ["thing"]
+    assert contents(fetch(listed())[0]) == FILES
+    assert hubs.downloads("index.json") == ["", ""]
+
+
 # --- the index
 
 
