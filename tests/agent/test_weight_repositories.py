@@ -70,7 +70,7 @@ def listed(*pinned: str, index: str = "index.json", revision: str = "rev1", file
 
 def fetch(weight_list: WeightList, **options: bool) -> tuple[Path, Heard]:
     heard = Heard()
-    profile = Profile("mine", "", "bridge", "bridge", ("thing",), file="mine.yaml")
+    profile = Profile("mine", "", "bridge", "bridge", weights=("thing",), file="mine.yaml")
     return weights.fetch(profile, heard, weights=weight_list, **options)["thing"], heard
 
 
@@ -313,7 +313,9 @@ def test_verify_finds_and_mends_a_damaged_file(hubs: Hubs) -> None:
 def test_a_damaged_index_in_the_cache_is_mended(hubs: Hubs) -> None:
     folder, _ = fetch(listed())
     (folder / "index.json").write_bytes(b"{")
-    assert [item.name for item in weights.missing(Profile("mine", "", "bridge", "bridge", ("thing",)), listed())] == ["thing"]
+    assert [item.name for item in weights.missing(Profile("mine", "", "bridge", "bridge", weights=("thing",)), listed())] == [
+        "thing"
+    ]
     assert contents(fetch(listed())[0]) == FILES
     assert hubs.downloads("index.json") == ["", ""]
 
@@ -362,7 +364,7 @@ def test_a_change_in_the_users_folder_is_noticed(hubs: Hubs, given: Path) -> Non
     fetch(listed("weights.pt"))
     (given / "weights.pt").write_bytes(BIG + b"!")
     with pytest.raises(WeightsError, match="run: duologue fetch mine"):
-        weights.locate(Profile("mine", "", "bridge", "bridge", ("thing",)), listed("weights.pt"))
+        weights.locate(Profile("mine", "", "bridge", "bridge", weights=("thing",)), listed("weights.pt"))
     folder, heard = fetch(listed("weights.pt"))
     assert any("is not the file that is expected (wrong sha256)" in note for note in heard.notes)
     assert folder != given
@@ -407,7 +409,7 @@ def test_too_little_space_is_said_before_anyone_is_asked(hubs: Hubs, monkeypatch
 
 
 def test_the_price_is_known_before_and_falls_with_what_is_there(hubs: Hubs) -> None:
-    profile, weight_list = Profile("mine", "", "bridge", "bridge", ("thing",)), listed()
+    profile, weight_list = Profile("mine", "", "bridge", "bridge", weights=("thing",)), listed()
     (whole,) = weights.missing(profile, weight_list)
     assert (whole.name, whole.bytes, whole.licence) == ("thing", sum(map(len, FILES.values())), "MIT")
     hubs.cuts["weights.pt"] = [1_000_000, 0, 0]

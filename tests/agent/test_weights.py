@@ -106,7 +106,7 @@ def listed(*sources: Source, sha256: str = SHA, conversion: str = "") -> WeightL
 
 def fetch(weight_list: WeightList, *names: str, **options: bool) -> tuple[dict[str, Path], Heard]:
     heard = Heard()
-    profile = Profile("mine", "", "bridge", "bridge", names or ("w",), file="mine.yaml")
+    profile = Profile("mine", "", "bridge", "bridge", weights=names or ("w",), file="mine.yaml")
     return weights.fetch(profile, heard, weights=weight_list, **options), heard
 
 
@@ -348,7 +348,7 @@ def test_a_file_changed_after_its_check_is_noticed(server: Server) -> None:
     weight_list = listed(Source(url=server.url))
     path = fetch(weight_list)[0]["w"]
     path.write_bytes(DATA[:1000])
-    profile = Profile("mine", "", "bridge", "bridge", ("w",))
+    profile = Profile("mine", "", "bridge", "bridge", weights=("w",))
     with pytest.raises(WeightsError, match="run: duologue fetch mine"):
         weights.locate(profile, weight_list)
     assert fetch(weight_list)[0]["w"].read_bytes() == DATA
@@ -413,7 +413,7 @@ def test_a_conversion_is_made_once_and_again_for_a_new_version(server: Server, c
     assert (tmp_path / "calls").read_text() == "x"
     newer = WeightList(weight_list.artifacts, {"fast": Conversion("w", converter, 2, 100)})
     with pytest.raises(WeightsError, match="duologue fetch"):
-        weights.locate(Profile("mine", "", "bridge", "bridge", ("fast",)), newer)
+        weights.locate(Profile("mine", "", "bridge", "bridge", weights=("fast",)), newer)
     fetch(newer, "fast")
     assert (tmp_path / "calls").read_text() == "xx"
 

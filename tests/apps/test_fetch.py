@@ -65,7 +65,7 @@ def test_the_price_names_sizes_and_licences(capsys: pytest.CaptureFixture[str]) 
     fetch._print_price("minmo-7b")
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.startswith("'minmo-7b' needs 19.26 GB more in ")
-    assert [line.split(":")[0].split() for line in lines] == [
+    assert [line.split(":")[0].split() for line in lines[:3]] == [
         ["15.24", "GB", "qwen2.5-7b-instruct"],
         ["3.09", "GB", "cosyvoice2-0.5b"],
         ["937", "MB", "sensevoice-small"],
