@@ -12,6 +12,7 @@ Shapes: B rows, n codes now, m codes in all, C width, h heads, d head width, R f
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 
@@ -77,12 +78,21 @@ class Places:
     """[C, m], cosines above sines, of all positions from 0."""
 
 
+@functools.lru_cache(maxsize=8)
+def waves(width: int, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Cosines beside sines of positions 0 .. length: [length, C]. A table without weights, shared by all."""
+    with torch.inference_mode(False):  # so that training can use what a conversation made
+        rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float64, device="cpu") * (-math.log(10_000.0) / width))  # [C / 2]
+        angles = torch.outer(torch.arange(length, dtype=torch.float64, device="cpu"), rates)  # [length, C / 2]
+        return torch.cat((angles.cos(), angles.sin()), dim=1).to(device=device, dtype=dtype)
+
+
 def places(start: int, n: int, width: int, like: Tensor) -> Places:
     """Positions start .. start + n as queries and 0 .. start + n as keys, on the device and in the type of `like`."""
-    rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10_000.0) / width))  # [C / 2]
-    angles = torch.outer(torch.arange(start + n, dtype=torch.float64), rates)  # [m, C / 2]
-    sin, cos = (value.to(device=like.device, dtype=like.dtype) for value in (angles.sin(), angles.cos()))
-    return Places(sin[start:], cos[start:], torch.cat((cos, sin), dim=1).T)
+    length = 1 << max(start + n - 1, 1023).bit_length()  # few lengths, so few tables
+    table = waves(width, length, like.device, like.dtype)[: start + n]  # [m, C]
+    cos, sin = table[start:].chunk(2, dim=1)
+    return Places(sin, cos, table.T)
 
 
 class RelativeAttention(nn.Module):

@@ -163,6 +163,19 @@ def test_without_guidance_there_is_one_row() -> None:
     assert rows == [2, 2, 1, 1, 1]
 
 
+@pytest.mark.parametrize(("cached", "frames"), [(True, [8, 8, 10]), (False, [8, 16, 26])])
+def test_a_hop_runs_over_its_own_frames_only(cached: bool, frames: list[int]) -> None:
+    flow = FLOWS["small"]
+    seen = []
+    state = flow.open(*voice(flow.config, 0), steps=1, cached=cached)
+    hook = flow.decoder.estimator.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape[1]))
+    for count in (7, 4, 2):
+        flow.step(state, some_codes(flow.config, count))
+    flow.step(state, some_codes(flow.config, 0), final=True)
+    hook.remove()
+    assert seen == frames
+
+
 def test_steps_can_be_set_per_reply() -> None:
     flow = FLOWS["small"]
     codes = some_codes(flow.config, 9)

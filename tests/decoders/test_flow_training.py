@@ -52,6 +52,18 @@ def test_a_padded_batch_is_the_mean_of_its_rows(flow: Flow, chunked: bool) -> No
     assert float(flow_loss(flow, batch, draws)) == pytest.approx(wanted, rel=1e-5)
 
 
+def test_training_goes_on_after_a_conversation_has_used_the_weights() -> None:
+    other = dataclasses.replace(
+        SMALL, encoder=dataclasses.replace(SMALL.encoder, width=20)
+    )  # a width no other test has made tables for
+    flow = tiny(3, other)
+    flow.step(flow.open(torch.arange(0), torch.zeros(0, 6), torch.ones(5)), torch.arange(9), final=True)
+    flow.requires_grad_(True).train()
+    batch = batch_of([4, 3])
+    flow_loss(flow, batch, draw(FlowTrainingConfig(), batch, torch.Generator().manual_seed(1))).backward()
+    assert flow.input_embedding.weight.grad is not None
+
+
 def test_masks_matter_to_the_loss(flow: Flow) -> None:
     batch = batch_of([9, 9])
     draws = draw(FlowTrainingConfig(unconditioned=0.0), batch, torch.Generator().manual_seed(2))
