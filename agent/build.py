@@ -6,53 +6,24 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from agent import weights
-from agent.chat import Chat, ChatConfig
-from agent.doubles import LevelVad
+from agent.part_loading import Loader
 from agent.parts import Parts
-from agent.parts import Vad as VadLike
 from agent.profiles import Profile
 from agent.session import Session, SessionConfig
-from agent.thinker import Thinker, ThinkerConfig
 from agent.transport import Transport
 from agent.worker import ModelWorker
-from decoders.bridge_voice import BridgeConfig, BridgeVoice
 from duplex.echo import EchoConfig, EchoControl, choose_echo
-from duplex.errors import ConfigError
-from duplex.predictor import RuleConfig, RulePredictor
 from duplex.vad import Vad
-from encoders.whisper_ears import EarsConfig, WhisperEars
+
+if TYPE_CHECKING:
+    from agent.voice_sample import VoiceSample
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RuntimeConfig:
-    """How models share the machine."""
-
-    model_threads: int = 2
-    """Threads of the model worker: jobs that may run side by side."""
-    threads_per_job: int = 1
-    """OpenMP threads inside one job; more threads than free cores make small layers many times slower."""
-
-    def __post_init__(self) -> None:
-        if self.model_threads < 1 or self.threads_per_job < 1:
-            raise ConfigError("runtime.model_threads and runtime.threads_per_job must be at least 1.")
-
-
-@dataclass(frozen=True)
-class ThinkerSection:
-    """The thinker's settings in a profile."""
-
-    context: ThinkerConfig = field(default_factory=ThinkerConfig)
-    """The LLM's context."""
-    chat: ChatConfig = field(default_factory=ChatConfig)
-    """How it takes part in a conversation."""
 
 
 EchoKind = Literal["auto", "webrtc", "half_duplex", "none"]
@@ -68,41 +39,30 @@ class EchoSection:
     """Its numbers."""
 
 
-def build_parts(profile: Profile) -> Parts:
-    """Load everything that has weights. Raises WeightsError when they are not in the cache, ConfigError for a wrong setting."""
-    runtime = profile.section("runtime", RuntimeConfig)
-    torch.set_num_threads(runtime.threads_per_job)
-    section = profile.section("thinker", ThinkerSection)
-    ears_config = profile.section("ears", EarsConfig)
-    voice_config = profile.section("voice", BridgeConfig)
-    session_config(profile)  # a wrong setting is told before anything is loaded
+def build_parts(profile: Profile, *, voice: VoiceSample | None = None, random_weights: bool = False) -> Parts:
+    """Load everything that has weights.
+
+    voice: whose voice the agent has, for a decoder that clones one. random_weights: the profile's full-size shapes with weights that
+    have learnt nothing, for measuring; nothing is fetched. Raises WeightsError when the weights are not in the cache, ConfigError
+    for a wrong setting, InputError for a sample that is no voice sample.
+    """
+    loader = Loader(profile, voice)
+    session_config(profile)
     profile.section("echo", EchoSection)
-    predictor = RulePredictor(profile.section("predictor", RuleConfig))
-    for side in ("input", "output"):
-        if getattr(profile, side) != "bridge":
-            raise ConfigError(f"{profile.file}: {side}: projector has no trained weights yet; use {side}: bridge.")
+    torch.set_num_threads(loader.runtime.threads_per_job)
     began = time.perf_counter()
-    vad: VadLike
-    where = weights.locate(profile) if profile.weights else {}
-    if where:
-        with ThreadPoolExecutor(1) as beside:  # the ears beside the LLM: nearly half the loading time on two cores
-            hearing = beside.submit(WhisperEars.load, where["whisper-tiny-en"], ears_vocabulary(where), ears_config)
-            chat = Chat(Thinker.from_folder(where["qwen-int8"], section.context), section.chat)
-            voice = BridgeVoice.load(where["vits-joe-split"], where["vits-joe-config"], chat.decode, voice_config)
-            vad = Vad(where["silero-vad"])
-            ears = hearing.result()
-    else:
-        chat = Chat(Thinker.tiny(0, section.context), section.chat)
-        ears = WhisperEars.tiny(0, ears_config)
-        voice = BridgeVoice.tiny(chat.decode)
-        vad = LevelVad()
+    if random_weights:
+        return loader.full_size()
+    if not profile.weights:
+        return loader.tiny()
+    where = weights.locate(profile)
+    with ThreadPoolExecutor(1) as beside:  # the ears beside the LLM: nearly half the loading time on two cores
+        hearing = beside.submit(loader.ears, where)
+        chat = loader.chat(where)
+        speaking = loader.voice(where, chat)
+        parts = Parts(hearing.result(), Vad(where["silero-vad"]), chat, speaking, loader.predictor)
     log.info("loaded profile %s in %.1f s", profile.name, time.perf_counter() - began)
-    return Parts(ears, vad, chat, voice, predictor)
-
-
-def ears_vocabulary(where: dict[str, Path]) -> Path:
-    """Where Whisper's token texts are."""
-    return where["whisper-vocab"]
+    return parts
 
 
 def session_config(profile: Profile) -> SessionConfig:

@@ -19,6 +19,9 @@ T = TypeVar("T")
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 """The folder of shipped YAML files; it lies beside the packages, in a checkout as well as when installed."""
 
+Encoder = Literal["whisper", "sensevoice"]
+Decoder = Literal["vits", "cosyvoice2"]
+
 SECTIONS = ("ears", "predictor", "thinker", "voice", "echo", "session", "runtime")
 """Every section that a profile may hold; each is read by its owner when an agent is built."""
 
@@ -30,6 +33,8 @@ class _Head:
     description: str
     input: Literal["bridge", "projector"] = "bridge"
     output: Literal["bridge", "projector"] = "bridge"
+    encoder: Encoder = "whisper"
+    decoder: Decoder = "vits"
     weights: tuple[str, ...] = ()
 
 
@@ -45,6 +50,10 @@ class Profile:
     """How speech reaches the LLM: as the transcript's text tokens (bridge) or as projected embeddings."""
     output: Literal["bridge", "projector"]
     """What the voice reads: text-token embeddings (bridge) or projected hidden states."""
+    encoder: Encoder = "whisper"
+    """Whose ears: Whisper's or SenseVoice's."""
+    decoder: Decoder = "vits"
+    """Whose voice: a VITS voice that reads clauses, or CosyVoice2's, which speaks codes."""
     weights: tuple[str, ...] = ()
     """Artifacts and conversions of weights.yaml that this profile loads; empty for random weights."""
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -73,7 +82,7 @@ def load_profile(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Pro
     raw = strict_yaml.read(path)
     for text in overrides:
         _override(raw, text)
-    head_keys = ("description", "input", "output", "weights")
+    head_keys = tuple(_Head.__dataclass_fields__)
     for key in raw:
         if key not in head_keys and key not in SECTIONS:
             raise strict_yaml.unknown_key(key, [*head_keys, *SECTIONS], path.name)
@@ -84,7 +93,7 @@ def load_profile(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Pro
         if not isinstance(value, dict):
             raise ConfigError(f"{path.name}: {key}: expected keys and values, found {value!r}.")
         sections[key] = value
-    return Profile(path.stem, head.description, head.input, head.output, head.weights, sections, path.name)
+    return Profile(path.stem, **vars(head), sections=sections, file=path.name)
 
 
 def _find(name_or_path: str | Path) -> Path:

@@ -20,6 +20,7 @@ from agent.feed import Feed, Subscription
 from agent.history import History
 from agent.parts import Parts
 from agent.response import Responder, ResponseConfig
+from agent.speech_labels import labelled
 from agent.transport import Transport
 from agent.worker import ModelWorker, Priority
 from duplex import turn_signals as turn
@@ -34,6 +35,7 @@ from duplex.events import (
     ResponseEnded,
     ResponseStarted,
     SpeculationDiscarded,
+    SpeechLabelled,
     Trouble,
     UserStarted,
     UserStopped,
@@ -79,6 +81,7 @@ class _UserTurn:
     transcript: Transcript | None = None
     ends: float | None = None
     """How likely the sentence ends with the newest transcript, by the thinker."""
+    labels: SpeechLabelled | None = None
     hum: float = 1.0
     updated: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -438,6 +441,9 @@ class Session:
             ears.settle(self._ear, window, transcript)
             changed = transcript.text != user_turn.text
             user_turn.transcript = transcript
+            if (labels := labelled(transcript, user_turn.labels)) is not None:
+                user_turn.labels = labels
+                self._emit(labels)
             if changed:
                 user_turn.ends = None
                 self._emit(UserTranscript(transcript.end, transcript.text, False))

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from agent.thinker import Thinker, ThinkerConfig
-from agent.vocabulary import QwenVocabulary
+from agent.vocabulary import ByteVocabulary, QwenVocabulary
 from duplex.checkpoint import misfits
 from duplex.errors import WeightsError
 
@@ -148,3 +148,40 @@ def _check(model: nn.Module, opened: dict[Path, Any], folder: Path, tied: bool) 
     if wrong:
         raise WeightsError(f"{folder} does not fit its own config.json. {wrong[0].upper()}{wrong[1:]}.")
     return places
+
+
+def random_qwen7b(config: ThinkerConfig, dtype: torch.dtype, device: torch.device | str) -> Thinker:
+    """Qwen2.5-7B-Instruct's shapes with weights that have learnt nothing, over bytes, for measuring: same work, no download."""
+    shape = Qwen2Config(
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        max_position_embeddings=32768,
+        rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        tie_word_embeddings=False,
+    )
+    return Thinker(random_model(shape, dtype, device), ByteVocabulary(), config)
+
+
+def random_model(shape: Qwen2Config, dtype: torch.dtype, device: torch.device | str, seed: int = 0) -> Qwen2ForCausalLM:
+    """A model of any shape with random weights; one copy of it is held at most."""
+    with torch.device("meta"):
+        model = Qwen2ForCausalLM(shape)
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, parameter in list(model.named_parameters()):
+        owner, _, leaf = name.rpartition(".")
+        value = torch.empty(parameter.shape, dtype=dtype, device=device)
+        if parameter.dim() == 1:
+            value.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+        else:
+            value.uniform_(-1.0, 1.0, generator=generator).mul_((3.0 / parameter.shape[1]) ** 0.5)
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+    if shape.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    model.model.rotary_emb = type(model.model.rotary_emb)(shape).to(device)
+    model.requires_grad_(False).train(False)
+    return model

@@ -51,6 +51,18 @@ class UserTranscript(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class SpeechLabelled(Event):
+    """What the ears say of the user's speech besides its words, where they can tell: sent when it changes within a turn."""
+
+    language: str | None
+    """Such as "en"."""
+    emotion: str | None
+    """Such as "happy"; None when it cannot be told."""
+    sound: str | None
+    """Such as "speech", "laughter" or "cough"; None when it cannot be told."""
+
+
+@dataclass(frozen=True, slots=True)
 class ResponseStarted(Event):
     """The first audible sample of a response left for the loudspeaker."""
 

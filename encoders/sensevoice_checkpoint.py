@@ -97,11 +97,22 @@ def _part(data: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
 def tiny(seed: int = 0) -> SenseVoiceParts:
     """Random weights (about 500 kB) over a vocabulary of letters: the whole path without a download. Hears nonsense, deterministically."""
     pieces = tiny_pieces()
+    sizes = SenseVoiceConfig(output_size=32, attention_heads=2, linear_units=64, num_blocks=2, tp_blocks=1, vocab_size=pieces.size)
+    return _random(sizes, pieces, seed)
+
+
+def full_size(seed: int = 0, device: torch.device | str = "cpu") -> SenseVoiceParts:
+    """SenseVoiceSmall's shapes with weights that have learnt nothing, for measuring; most of its pieces are the letter a."""
+    sizes, letters = SenseVoiceConfig(), tiny_pieces().pieces
+    parts = _random(sizes, Pieces(letters + ("a",) * (sizes.vocab_size - len(letters))), seed)
+    parts.network.to(device)
+    return parts
+
+
+def _random(sizes: SenseVoiceConfig, pieces: Pieces, seed: int) -> SenseVoiceParts:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = SenseVoice(
-            SenseVoiceConfig(output_size=32, attention_heads=2, linear_units=64, num_blocks=2, tp_blocks=1, vocab_size=pieces.size)
-        )
+        network = SenseVoice(sizes)
         torch.nn.init.normal_(network.ctc.ctc_lo.weight, std=1.0)  # so that what is heard is told apart
     network.requires_grad_(False).train(False)
     cmvn = Cmvn(np.full(FEATURES, -8.0, np.float32), np.full(FEATURES, 0.25, np.float32))  # about that of speech

@@ -143,6 +143,11 @@ class SenseVoiceEars:
         """Random weights, no download: hears nonsense, deterministically."""
         return cls(sensevoice_checkpoint.tiny(seed), config)
 
+    @classmethod
+    def full_size(cls, config: SenseVoiceEarsConfig | None = None, *, device: torch.device | str = "cpu") -> SenseVoiceEars:
+        """SenseVoiceSmall's shapes with random weights, for measuring."""
+        return cls(sensevoice_checkpoint.full_size(0, device), config)
+
     def open(self) -> SenseVoiceEarsState:
         """A fresh state for one conversation, about 1 MB, which does not grow."""
         return SenseVoiceEarsState()

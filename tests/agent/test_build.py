@@ -74,9 +74,10 @@ def test_the_tiny_profile_runs_the_same_pipeline() -> None:
     assert len(done.user_track) > 16_000
 
 
-def test_projectors_without_weights_are_refused() -> None:
+@pytest.mark.parametrize(("profile", "side"), [("tiny", "input"), ("edge", "output"), ("edge", "input"), ("minmo-7b", "output")])
+def test_projectors_without_weights_are_refused(profile: str, side: str) -> None:
     with pytest.raises(ConfigError, match="bridge"):
-        build_parts(load_profile("tiny", ["output=projector"]))
+        build_parts(load_profile(profile, [f"{side}=projector"]))
 
 
 def test_a_reader_that_falls_behind_is_told() -> None:
