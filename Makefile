@@ -44,11 +44,11 @@ $(VENV)/.with-torch: $(BIN)/python
 	@touch $@
 
 $(VENV)/.with-talk: pyproject.toml | $(VENV)/.with-torch
-	$(BIN)/python -m pip install --editable '.[talk,bench]'
+	$(BIN)/python -m pip install --editable '.[talk,bench,web,mqtt]'
 	@touch $@
 
 $(VENV)/.with-dev: pyproject.toml $(VENV)/.with-talk | $(VENV)/.with-torch
-	$(BIN)/python -m pip install --editable '.[talk,bench,dev]'
+	$(BIN)/python -m pip install --editable '.[talk,bench,web,mqtt,dev]'
 	@touch $@
 
 # Always asked, and at once when the cache is warm: only the cache knows what it has.

@@ -44,7 +44,7 @@ class TokenVoiceConfig:
     sampling: RasConfig = field(default_factory=RasConfig)
     """How codes are drawn."""
     manner: bool = False
-    """Whether the voice LM reads the voice sample too: it then speaks in its manner, but begins about four tokens later per second of it."""
+    """Whether the voice LM reads the sample too: it then speaks in its manner, but starts about four tokens later per second of it."""
     steps: int = 10
     """Steps of the flow's solver; fewer are faster and rougher."""
     guidance: float = 0.7

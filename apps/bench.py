@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agent.build import build_parts
 from agent.profiles import load_profile
-from apps import bench_conversation, bench_soak, bench_start
+from apps import bench_conversation, bench_path, bench_soak, bench_start
 from apps.interrupts import put_off
 from duplex.errors import OutputError
 
@@ -19,6 +19,11 @@ BENCHES = {
         "understanding, latency, WER, cascade",
     ),
     "soak": (bench_soak.add_arguments, bench_soak.run_soak, "many turns on one session: memory and tasks"),
+    "path": (
+        bench_path.add_arguments,
+        bench_path.run_path,
+        "from the end of speech to sound, stage by stage, for many conversations",
+    ),
     "start": (bench_start.add_arguments, bench_start.run_start, "how long a warm start takes"),
 }
 
@@ -40,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     _, measure, _ = BENCHES[args.bench]
     lines = [f"duologue bench {args.bench}, profile {profile.name}, on {_machine()}", ""]
     with put_off():
-        parts = build_parts(profile)
+        parts = build_parts(profile, random_weights=getattr(args, "random_weights", False))
     lines += measure(profile, parts, args)
     text = "\n".join(lines) + "\n"
     print(text, end="")
