@@ -66,6 +66,10 @@ class Chat:
         """One token and the hidden state it was sampled from."""
         return self.thinker.step(context, sampler)
 
+    def encode(self, text: str) -> list[int]:
+        """Ordinary token ids of text; never a special one."""
+        return self.thinker.encode(text)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids as text."""
         return self.thinker.decode(ids)

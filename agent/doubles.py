@@ -140,6 +140,10 @@ class ScriptedThinker:
         context.reply = context.reply[1:]
         return ScriptedStep(token, np.zeros(1, np.float32))
 
+    def encode(self, text: str) -> list[int]:
+        """See agent.parts.Thinker."""
+        return [ord(c) for c in text]
+
     def decode(self, ids: Sequence[int]) -> str:
         """See agent.parts.Thinker."""
         return "".join(map(chr, ids))

@@ -59,6 +59,10 @@ class Thinker(Protocol):
         """Sample one token and take it into the context."""
         ...
 
+    def encode(self, text: str) -> list[int]:
+        """Text as ordinary token ids."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids as text."""
         ...

@@ -86,6 +86,16 @@ class Responder:
             group.create_task(self._think(epoch, messages, groups))
             group.create_task(self._speak(epoch, len(messages), groups))
 
+    async def say(self, epoch: int, text: str) -> None:
+        """Speak `text` as it stands, without thinking. Cancelling drops what is not yet in playout."""
+        voice, tokens = self._parts.voice, self._parts.thinker.encode(text)
+        state = voice.open(self._config.seed, self.speaker)
+        size = self._config.group_tokens
+        for start in range(0, len(tokens), size):
+            await self._play(epoch, voice.push(state, tokens[start : start + size]))
+        await self._play(epoch, voice.finish(state))
+        self._playout.finish(epoch)
+
     async def _think(self, epoch: int, messages: list[Message], groups: asyncio.Queue[Group | None]) -> None:
         async with self._using:
             self._decoding = True

@@ -124,7 +124,7 @@ class Session:
         self.history = History()
         self.turns = TurnTaking(self.config.turns)
         self.playout = Playout(self.config.playout)
-        self._parts, self._transport, self._worker, self._echo = parts, transport, worker, echo
+        self._parts, self._transport, self._worker, self.echo = parts, transport, worker, echo
         self._feed = Feed()
         self._responder = Responder(parts, worker, self.playout, self.config.response)
         self._ear = parts.ears.open()
@@ -136,6 +136,7 @@ class Session:
         self._turn: _UserTurn | None = None
         self._spoken_for: _UserTurn | None = None  # the turn that the playing response answers
         self._reply: _Reply | None = None
+        self.line: str | None = None  # what the next response says in place of the thinker's words; see agent.announcer
         self._silent_at = 0
         self._recent = np.zeros(USER_RATE_HZ // 10, np.float32)  # 100 ms, for the hum measure
         self._listen = asyncio.Event()
@@ -213,8 +214,8 @@ class Session:
 
     def _take(self, frame: Frame) -> None:
         near = frame.near
-        if self._echo is not None and frame.far is not None:
-            near = self._echo.process(near, frame.far, user_speaking=self._voiced)
+        if self.echo is not None and frame.far is not None:
+            near = self.echo.process(near, frame.far, user_speaking=self._voiced)
         self._now = frame.start + USER_FRAME
         self._recent[:-USER_FRAME] = self._recent[USER_FRAME:]
         self._recent[-USER_FRAME:] = near
@@ -230,7 +231,7 @@ class Session:
         if isinstance(change, VoiceStart):
             self._voiced = True
             self._emit(UserStarted(change.at))
-            trusted = self._echo.trusted if self._echo is not None else True
+            trusted = self.echo.trusted if self.echo is not None else True
             self._receive(turn.VoiceBegan(change.at, trusted))
         else:
             self._voiced = False
@@ -258,7 +259,7 @@ class Session:
             )
             self._receive(turn.Ticked(self._now, self._parts.predictor.tick(self._predictor, known)))
         self._note_heard()
-        self._emit(Levels(self._now, user_db, agent_db, self._echo.erle_db if self._echo is not None else None))
+        self._emit(Levels(self._now, user_db, agent_db, self.echo.erle_db if self.echo is not None else None))
 
     def _note_playing(self, peak: float) -> None:
         """After each pulled frame: has the response become audible, has it run out, did it stall?"""
@@ -301,7 +302,8 @@ class Session:
                 self._listen.set()
             case turn.Prepare(epoch):
                 self.playout.begin(epoch)
-                task = self._start(self._respond(epoch, self._turn), f"respond-{epoch}")
+                task = self._start(self._respond(epoch, self._turn, self.line), f"respond-{epoch}")
+                self.line = None
                 self._reply = _Reply(epoch, task, self._turn)
             case turn.Release(epoch):
                 self.playout.release(epoch)
@@ -386,7 +388,7 @@ class Session:
 
     # -- think and speak ----------------------------------------------------------------------------------------------------------
 
-    async def _respond(self, epoch: int, user_turn: _UserTurn | None) -> None:
+    async def _respond(self, epoch: int, user_turn: _UserTurn | None, line: str | None = None) -> None:
         try:
             messages = self.history.messages
             if user_turn is not None:
@@ -397,7 +399,7 @@ class Session:
                 if self._reply is not None and self._reply.epoch == epoch:
                     self._reply.user_text = text
                 messages = self.history.with_user(text)
-            await self._responder.respond(epoch, messages)
+            await (self._responder.respond(epoch, messages) if line is None else self._responder.say(epoch, line))
         except* Exception as errors:  # a response that fails must not end the conversation
             log.warning("response %d failed", epoch, exc_info=errors)
             self._emit(Trouble(self._now, f"A response failed: {errors.exceptions[0]}"))

@@ -74,6 +74,7 @@ class _Memory:
     epoch: int = 0  # newest response ever made
     current: int | None = None  # the response being prepared or played
     audible: bool = False
+    answers: bool = False  # the response answers a turn of the user's
     overlap_at: int = 0
     held_at: int = 0
 
@@ -134,6 +135,10 @@ def _audible(c: TurnConfig, m: _Memory, s: Signal) -> bool:
     return m.audible
 
 
+def _unasked(c: TurnConfig, m: _Memory, s: Signal) -> bool:
+    return not m.answers
+
+
 def _may_interrupt(c: TurnConfig, m: _Memory, s: Signal) -> bool:
     assert isinstance(s, VoiceBegan)
     return c.interrupt and s.trusted
@@ -168,6 +173,14 @@ TABLE: tuple[Row, ...] = (
     Row("pause", ResponseAsked, _always, "", (Prepare, Release), "agent"),
     Row("pause", CancelAsked, _prepared, "a response is prepared", (Discard, DropTurn), "quiet"),
     Row("agent", NothingSaid, _not(_audible), "nothing of it was heard", (Discard, DropTurn), "quiet"),
+    Row(
+        "agent",
+        VoiceBegan,
+        _both(_not(_audible), _unasked),
+        "nothing of it was heard, it answers no turn",
+        (Discard, BeginTurn),
+        "user",
+    ),
     Row("agent", VoiceBegan, _not(_audible), "nothing of it was heard", (Discard,), "user"),
     Row("agent", VoiceBegan, _may_interrupt, "interruption is allowed and the echo is under control", (Duck, BeginTurn), "ducked"),
     Row("agent", ResponseDrained, _both(_ours, _voice), "it is the current response, the user is speaking", (BeginTurn,), "user"),
@@ -240,6 +253,7 @@ class TurnTaking:
         if kind is Prepare:
             memory.epoch += 1
             memory.current, memory.audible = memory.epoch, False
+            memory.answers = self.floor != "quiet"
             return Prepare(memory.epoch)
         if issubclass(kind, ForResponse):
             assert memory.current is not None, "an order for a response needs one"
