@@ -1,0 +1,133 @@
+"""The Gradio page of `duologue web`: settings as Gradio components, the conversation as one HTML block driven by our own ES modules.
+
+Everything runs in the browser: no event calls Python, so a page costs the server nothing until it talks. The modules in `web_page/` and
+Gradio's own assets are served from here; the page's content security policy forbids the browser to fetch anything else.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+
+import gradio as gr
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+ASSETS = Path(__file__).parent / "web_page"
+ASSETS_PATH = "/web_page"
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' blob:; worker-src 'self' blob:; "
+    "connect-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+)
+"""Gradio's own page needs inline scripts and evaluation; nothing needs another host."""
+
+EAGERNESS = (("Patient", "low"), ("Normal", "auto"), ("Quick", "high"))
+
+_START = f"""
+import("{ASSETS_PATH}/page.js").then(({{ start }}) => {{
+  const key = new URLSearchParams(window.location.hash.slice(1)).get("key") ?? "";
+  window.duologue = start(element, {{ key }});
+  if (window.duologueSettings) window.duologue.configure(window.duologueSettings);
+}});
+"""
+_CONFIGURE = """(profile, voice, instructions, eagerness, key) => {
+  window.duologueSettings = { profile, voice, instructions, eagerness, key };
+  window.duologue?.configure(window.duologueSettings);
+}"""
+
+
+@dataclass(frozen=True)
+class PageConfig:
+    """What the page offers."""
+
+    profiles: tuple[str, ...]
+    """Profiles that the server has loaded; the first is chosen."""
+    voices: tuple[str, ...]
+    """Voices of the profile; asked for only when there are several."""
+    instructions: str
+    """The system prompt to begin with."""
+    asks_key: bool = False
+    """Whether the server wants an access key."""
+
+    def __post_init__(self) -> None:
+        if not self.profiles:
+            raise ValueError("the page needs at least one loaded profile")
+
+
+def build_page(config: PageConfig) -> gr.Blocks:
+    """The page by itself."""
+    with gr.Blocks(title="Duologue", analytics_enabled=False) as page:
+        gr.HTML("<h1>Duologue</h1>", padding=False)
+        gr.HTML(html_template=(ASSETS / "page.html").read_text(encoding="utf-8"), js_on_load=_START, apply_default_css=False)
+        with gr.Accordion("Settings", open=False, elem_id="settings"):
+            profile = gr.Dropdown(
+                list(config.profiles), value=config.profiles[0], label="Profile", interactive=len(config.profiles) > 1
+            )
+            voices = list(config.voices) or [""]
+            voice = gr.Dropdown(voices, value=voices[0], label="Voice", visible=len(voices) > 1)
+            instructions = gr.Textbox(
+                config.instructions, label="System prompt", info="What the agent is told to be; it holds from its next answer on.", lines=3
+            )
+            eagerness = gr.Radio(
+                list(EAGERNESS), value="auto", label="Eagerness", info="How soon the agent takes your pause for the end of your turn."
+            )
+            key = gr.Textbox("", label="Access key", type="password", visible=config.asks_key)
+        settings = [profile, voice, instructions, eagerness, key]
+        page.load(fn=None, inputs=settings, js=_CONFIGURE)
+        for listen in (profile.change, voice.change, eagerness.change, instructions.blur, key.blur):
+            listen(fn=None, inputs=settings, js=_CONFIGURE)
+    return page
+
+
+def mount_page(app: FastAPI, config: PageConfig) -> FastAPI:
+    """The page at `/` of a server whose other routes are already there. Returns the app to run."""
+    app.mount(ASSETS_PATH, _Fresh(directory=ASSETS), name="web_page")
+    mounted: FastAPI = gr.mount_gradio_app(
+        app,
+        build_page(config),
+        path="/",
+        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css_paths=[ASSETS / "page.css"],
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        max_file_size="1kb",  # nothing is uploaded here
+    )
+    mounted.add_middleware(_Headers)
+    return mounted
+
+
+class _Fresh(StaticFiles):
+    """Our own modules: the browser asks each time whether they changed, so that a page never mixes two versions."""
+
+    def file_response(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+        response = super().file_response(*args, **kwargs)  # type: ignore[arg-type]
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+class _Headers:
+    """Adds the security headers to each answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = POLICY
+                headers["Permissions-Policy"] = "microphone=(self)"
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"
+            await send(message)
+
+        await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
