@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 from pathlib import Path
+from typing import Any
 
 from agent.build import build_parts
 from agent.profiles import load_profile
@@ -28,22 +29,35 @@ BENCHES = {
 }
 
 
+USUAL = "path"
+"""What is measured when nothing is named."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `duologue bench`."""
-    kinds = parser.add_subparsers(dest="bench", metavar="what", required=True)
+    _add_common(parser, profile="edge", set=[], out=None)
+    bench_path.add_arguments(parser)
+    kinds = parser.add_subparsers(dest="bench", metavar="what", help=f"default: {USUAL}")
     for name, (arguments, _, about) in BENCHES.items():
         kind = kinds.add_parser(name, help=about, description=about)
-        kind.add_argument("--profile", default="edge", help="profile name or YAML file (default: edge)")
-        kind.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a profile key")
-        kind.add_argument("--out", help="also write the report to this file")
-        arguments(kind)
+        left = argparse.SUPPRESS  # what was said before the name holds
+        _add_common(kind, profile=left, set=left, out=left)
+        if name != USUAL:
+            arguments(kind)
+
+
+def _add_common(parser: argparse.ArgumentParser, **usual: Any) -> None:
+    parser.add_argument("--profile", default=usual["profile"], help="profile name or YAML file (default: edge)")
+    parser.add_argument("--set", action="append", default=usual["set"], metavar="KEY=VALUE", help="override a profile key")
+    parser.add_argument("--out", default=usual["out"], help="also write the report to this file")
 
 
 def run(args: argparse.Namespace) -> int:
     """Entry point; returns the exit code."""
     profile = load_profile(args.profile, args.set)
-    _, measure, _ = BENCHES[args.bench]
-    lines = [f"duologue bench {args.bench}, profile {profile.name}, on {_machine()}", ""]
+    name = args.bench or USUAL
+    _, measure, _ = BENCHES[name]
+    lines = [f"duologue bench {name}, profile {profile.name}, on {_machine()}", ""]
     with put_off():
         parts = build_parts(profile, random_weights=getattr(args, "random_weights", False))
     lines += measure(profile, parts, args)

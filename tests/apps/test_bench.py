@@ -1,0 +1,37 @@
+"""`duologue bench`: what it measures by itself, and what it says of wrong arguments."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from apps.cli import main
+
+
+def test_without_a_name_the_path_is_measured_for_many_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "report.txt"
+    arguments = ["bench", "--profile", "tiny", "--conversations", "1,2", "--repeats", "1", "--out", str(out)]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert out.read_text(encoding="utf-8") == text
+    assert "bench path, profile tiny" in text
+    rows = re.findall(r"^ +(\d+) +([\d.]+), ([\d.]+) +([\d.]+) +(\d+)$", text, re.MULTILINE)
+    assert [row[0] for row in rows] == ["1", "2"]
+    assert all(0 < float(median) <= float(last) for _, median, last, _, _ in rows)
+    for stage in ("transcribe", "prefill", "LLM token", "codes or flow", "vocoder"):
+        assert stage in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--profile", "tiny", "--conversations", "none"], "1,4,16"),
+        (["--profile", "edge", "--random-weights"], "other parts"),
+        (["--profile", "tine"], "no profile"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *arguments]) == 2
+    assert told in capsys.readouterr().err
