@@ -197,6 +197,8 @@ class EchoControl:
 
     def __init__(self, canceller: EchoCanceller, config: EchoConfig | None = None) -> None:
         self._canceller = canceller
+        self.kind: EchoKind = _kind(canceller)
+        """Which canceller is in use."""
         # half duplex leaves no echo over, and whoever chose none has told us that there is none
         self._guard = None if isinstance(canceller, HalfDuplex | NoEcho) else WarmUpGuard(config)
         self._meter = ErleMeter(config)
@@ -225,6 +227,17 @@ class EchoControl:
         self._meter.reset()
         if self._guard is not None:
             self._guard.reset()
+
+
+def _kind(canceller: EchoCanceller) -> EchoKind:
+    """The name under which `choose_echo` makes it; one of somebody's own does webrtc's work."""
+    match canceller:
+        case NoEcho():
+            return "none"
+        case HalfDuplex():
+            return "half_duplex"
+        case _:
+            return "webrtc"
 
 
 def _power(samples: Samples) -> float:
