@@ -6,13 +6,16 @@ import argparse
 import asyncio
 import gc
 import resource
+import sys
 import threading
 from pathlib import Path
 
 from agent.build import build_session
+from agent.feed import Subscription
 from agent.parts import Parts
 from agent.profiles import Profile
 from agent.scripted_user import Say, ScriptedUser
+from agent.session import Session
 from agent.virtual_time import run_virtual
 from agent.worker import VirtualWorker
 from apps.bench_clips import clips
@@ -41,28 +44,28 @@ def run_soak(profile: Profile, parts: Parts, args: argparse.Namespace) -> list[s
     rows = ["turn   resident MB   tasks   threads   history messages"]
     figures: list[float] = []
 
+    async def watch(session: Session, events: Subscription) -> None:
+        turns = 0
+        async for event in events:
+            if not isinstance(event, ResponseEnded):
+                continue
+            turns += 1
+            if turns % every == 0:
+                gc.collect()
+                figures.append(resident_mb())
+                tasks, threads = len(asyncio.all_tasks()), threading.active_count()
+                rows.append(f"{turns:>4}   {figures[-1]:>11.0f}   {tasks:>5}   {threads:>7}   {len(session.history.messages):>8}")
+                print(rows[-1], file=sys.stderr, flush=True)
+
     async def main() -> int:
         session = build_session(profile, parts, user, VirtualWorker(), echo="none")
-        events = session.events()
-        turns = 0
+        watching = asyncio.create_task(watch(session, session.events()))
         async with session:
-            async for event in events:
-                if isinstance(event, ResponseEnded):
-                    turns += 1
-                    if turns % every == 0:
-                        gc.collect()
-                        figures.append(resident_mb())
-                        tasks, threads = len(asyncio.all_tasks()), threading.active_count()
-                        rows.append(
-                            f"{turns:>4}   {figures[-1]:>11.0f}   {tasks:>5}   {threads:>7}   {len(session.history.messages):>8}"
-                        )
-                    if turns >= args.turns:
-                        break
-                if session.finished:
-                    break
+            await session.wait()
+        await watching
         rows.append(f"after  tasks left: {len(asyncio.all_tasks()) - 1}")
-        return turns
+        return len(user.said)
 
     turns = run_virtual(main())
     grown = figures[-1] - figures[0] if len(figures) > 1 else 0.0
-    return [*rows, f"{turns} responses; resident memory grew by {grown:.0f} MB from the first tenth to the last."]
+    return [*rows, f"{turns} turns; resident memory grew by {grown:.0f} MB from the first tenth to the last."]
