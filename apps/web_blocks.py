@@ -62,6 +62,7 @@ class PageConfig:
 
 def build_page(config: PageConfig) -> gr.Blocks:
     """The page by itself."""
+    page: gr.Blocks
     with gr.Blocks(title="Duologue", analytics_enabled=False) as page:
         gr.HTML("<h1>Duologue</h1>", padding=False)
         gr.HTML(html_template=(ASSETS / "page.html").read_text(encoding="utf-8"), js_on_load=_START, apply_default_css=False)
@@ -72,10 +73,16 @@ def build_page(config: PageConfig) -> gr.Blocks:
             voices = list(config.voices) or [""]
             voice = gr.Dropdown(voices, value=voices[0], label="Voice", visible=len(voices) > 1)
             instructions = gr.Textbox(
-                config.instructions, label="System prompt", info="What the agent is told to be; it holds from its next answer on.", lines=3
+                config.instructions,
+                label="System prompt",
+                info="What the agent is told to be; it holds from its next answer on.",
+                lines=3,
             )
             eagerness = gr.Radio(
-                list(EAGERNESS), value="auto", label="Eagerness", info="How soon the agent takes your pause for the end of your turn."
+                list(EAGERNESS),
+                value="auto",
+                label="Eagerness",
+                info="How soon the agent takes your pause for the end of your turn.",
             )
             key = gr.Textbox("", label="Access key", type="password", visible=config.asks_key)
         settings = [profile, voice, instructions, eagerness, key]

@@ -7,14 +7,61 @@
 // Messages out, one per block: {near, far: Float32Array(block), queued, underruns, dropped, id, played}
 //               `played` counts the samples of response `id` that have left so far; `stopped: id` once after a stop
 
+// Where the browser cannot give us 24 kHz (Firefox joins a microphone only to a context of the device's own rate), both ways are
+// resampled here; everything but the two ends is at 24 kHz in any case.
+
+const WIRE_HZ = 24000;
 const RING_S = 60; // more than the server sends ahead; what does not fit is dropped, newest first, and counted
+const ZEROS = 16; // zero crossings of the interpolating sinc on each side
+const SPARE = 16; // samples kept back, because a quantum may convert to one sample less than its length
+const FINE = 512; // table entries per zero crossing
+
+/** Streaming band-limited resampling: a windowed sinc, read from a table. */
+export class Resampler {
+  constructor(fromHz, toHz) {
+    this.step = fromHz / toHz;
+    this.cutoff = Math.min(1, toHz / fromHz) * 0.94;
+    this.half = Math.ceil(ZEROS / this.cutoff);
+    this.table = Float32Array.from({ length: ZEROS * FINE + 2 }, (_, i) => {
+      const x = i / FINE;
+      if (x >= ZEROS) return 0;
+      const window = 0.5 + 0.5 * Math.cos((Math.PI * x) / ZEROS);
+      return this.cutoff * window * (x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x));
+    });
+    this.past = new Float32Array(this.half);
+    this.at = this.half; // place of the next output in `past` and what follows it: at first the first input
+  }
+
+  /** The next input, any length -> the output that it makes possible. */
+  push(input) {
+    const sound = new Float32Array(this.past.length + input.length);
+    sound.set(this.past);
+    sound.set(input, this.past.length);
+    const out = [];
+    for (; this.at + this.half < sound.length; this.at += this.step) {
+      let sum = 0;
+      const first = Math.ceil(this.at - this.half);
+      for (let k = Math.max(first, 0); k <= this.at + this.half; k++) {
+        const x = Math.abs(k - this.at) * this.cutoff * FINE;
+        const i = Math.floor(x);
+        if (i >= ZEROS * FINE) continue;
+        sum += sound[k] * (this.table[i] + (x - i) * (this.table[i + 1] - this.table[i]));
+      }
+      out.push(sum);
+    }
+    const keep = Math.min(sound.length, 2 * this.half + Math.ceil(this.step));
+    this.past = sound.slice(sound.length - keep);
+    this.at -= sound.length - keep;
+    return Float32Array.from(out);
+  }
+}
 
 class DuplexProcessor extends AudioWorkletProcessor {
   constructor({ processorOptions: { prebufferSamples, fadeSamples, blockSamples } }) {
     super();
     this.prebuffer = prebufferSamples;
     this.fade = fadeSamples;
-    this.ring = new Float32Array(RING_S * sampleRate);
+    this.ring = new Float32Array(RING_S * WIRE_HZ);
     this.read = 0;
     this.queued = 0;
     this.segments = []; // {id, left}: whose the queued samples are, in order
@@ -31,6 +78,12 @@ class DuplexProcessor extends AudioWorkletProcessor {
     this.near = new Float32Array(blockSamples);
     this.far = new Float32Array(blockSamples);
     this.filled = 0;
+    this.converting = sampleRate !== WIRE_HZ;
+    this.inward = new Resampler(sampleRate, WIRE_HZ);
+    this.outward = new Resampler(WIRE_HZ, sampleRate);
+    this.made = new Float32Array(0); // converted output that does not fill a quantum yet
+    this.primed = false;
+    this.silence = new Float32Array(128);
     this.port.onmessage = ({ data }) => this.take(data);
   }
 
@@ -125,15 +178,32 @@ class DuplexProcessor extends AudioWorkletProcessor {
 
   process([input], [output]) {
     const out = output[0];
-    this.fill(out);
+    const mic = input[0] ?? this.silence; // absent while nothing is connected
+    if (this.converting) this.convert(mic, out);
+    else this.collect(mic, this.fill(out));
     for (let channel = 1; channel < output.length; channel++) output[channel].set(out);
-    const mic = input[0]; // absent while nothing is connected
-    for (let i = 0; i < out.length; i++) {
-      this.near[this.filled] = mic ? mic[i] : 0;
-      this.far[this.filled] = out[i];
+    return true;
+  }
+
+  convert(mic, out) {
+    const near = this.inward.push(mic);
+    const far = this.fill(new Float32Array(near.length));
+    this.collect(near, far);
+    const fresh = this.outward.push(far);
+    const sound = new Float32Array(this.made.length + fresh.length);
+    sound.set(this.made);
+    sound.set(fresh, this.made.length);
+    this.primed ||= sound.length >= out.length + SPARE;
+    if (this.primed) out.set(sound.subarray(0, out.length));
+    this.made = this.primed ? sound.slice(out.length) : sound;
+  }
+
+  collect(near, far) {
+    for (let i = 0; i < far.length; i++) {
+      this.near[this.filled] = near[i];
+      this.far[this.filled] = far[i];
       if (++this.filled === this.block) this.flush();
     }
-    return true;
   }
 
   flush() {

@@ -5,6 +5,7 @@ const MOST_TURNS = 40;
 const EDGE = { left: 34, right: 8, top: 10, bottom: 20 };
 
 const median = (values) => [...values].sort((a, b) => a - b)[Math.floor((values.length - 1) / 2)];
+const counted = (count, one) => `${count} ${one}${count === 1 ? "" : "s"}`;
 const seconds = (value) => `${value.toFixed(2)} s`;
 
 /** One line about the figures. */
@@ -14,9 +15,9 @@ export function describe(turns) {
   if (!responses.length && !stops.length) return "No answer yet.";
   const parts = [];
   if (responses.length) {
-    parts.push(`${responses.length} answers, the last after ${seconds(responses.at(-1))}, median ${seconds(median(responses))}`);
+    parts.push(`${counted(responses.length, "answer")}, the last after ${seconds(responses.at(-1))}, median ${seconds(median(responses))}`);
   }
-  if (stops.length) parts.push(`${stops.length} interruptions, silent after ${seconds(stops.at(-1))}, at most ${seconds(Math.max(...stops))}`);
+  if (stops.length) parts.push(`${counted(stops.length, "interruption")}, silent after ${seconds(stops.at(-1))}, at most ${seconds(Math.max(...stops))}`);
   return `${parts.join("; ")}.`;
 }
 

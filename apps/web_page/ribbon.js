@@ -83,7 +83,7 @@ export class Ribbon {
     const lane = { user: 8, agent: 38 };
     const tall = 22;
 
-    pen.fillStyle = color("--body-text-color-subdued");
+    pen.fillStyle = color("--quiet");
     pen.strokeStyle = color("--border-color-primary");
     pen.font = "11px system-ui, sans-serif";
     pen.textAlign = "center";

@@ -29,6 +29,16 @@ export function whyNoMicrophone(scope = window) {
   return null;
 }
 
+/** Whether the browser resamples a microphone for a context of another rate; Firefox does not, and says so by an error. */
+function joins(context, stream) {
+  try {
+    new MediaStreamAudioSourceNode(context, { mediaStream: stream }).disconnect();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 export class Sound {
   /**
    * Asks for the microphone and starts both ways. `onBlock({near, far, queued, underruns, id, played, playing, stopped})` is called
@@ -37,14 +47,21 @@ export class Sound {
   static async open({ onBlock, onLost }) {
     const reason = whyNoMicrophone();
     if (reason) throw new SoundError(reason);
-    const context = new AudioContext({ sampleRate: RATE_HZ, latencyHint: "interactive" });
+    let context = new AudioContext({ sampleRate: RATE_HZ, latencyHint: "interactive" });
     let stream = null;
     try {
-      const resumed = context.resume(); // inside the click, before any await: autoplay rules
+      let resumed = context.resume(); // inside the click, before any await: autoplay rules
       stream = await navigator.mediaDevices.getUserMedia({
         audio: { echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: 1 },
       });
-      await context.audioWorklet.addModule(new URL("./duplex_worklet.js", import.meta.url));
+      if (!joins(context, stream)) {
+        await context.close();
+        context = new AudioContext({ latencyHint: "interactive" });
+        resumed = context.resume();
+      }
+      await context.audioWorklet.addModule(new URL("./duplex_worklet.js", import.meta.url)).catch(() => {
+        throw new SoundError("The server does not answer. Check that it is running, then press Talk again.");
+      });
       const sound = new Sound(context, stream, onBlock, onLost);
       await resumed;
       return sound;

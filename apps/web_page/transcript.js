@@ -63,9 +63,10 @@ export class Transcript {
     else this.write(turn, [[text, ""]]);
   }
 
-  note(key, text) {
-    const turn = this.turns.get(key);
-    if (turn) this.keepingBottom(() => (turn.note.textContent = [turn.note.textContent, text].filter(Boolean).join(" · ")));
+  /** How turn `key` went; a response is noted before its first word is heard. */
+  note(key, text, who = "agent") {
+    const turn = this.turn(who, key);
+    this.keepingBottom(() => (turn.note.textContent = [turn.note.textContent, text].filter(Boolean).join(" · ")));
   }
 
   /** A line that nobody said. */

@@ -94,12 +94,16 @@ class ScriptedRealtime:
         assert self._socket is not None and self._loop is not None
         asyncio.run_coroutine_threadsafe(self._socket.close(code), self._loop).result(5)
 
+    def packet(self, item: str, samples: Samples) -> dict[str, Any]:
+        """The event that carries [n] agent samples of an item."""
+        pcm = (samples * 32767).astype("<i2").tobytes()
+        return {"type": "response.output_audio.delta", "item_id": item, "delta": base64.b64encode(pcm).decode()}
+
     def say(self, item: str, samples: Samples) -> None:
         """[n] agent samples of an item in packets of 20 ms, in real time."""
         began = time.monotonic()
         for number, start in enumerate(range(0, len(samples), 480)):
-            pcm = (samples[start : start + 480] * 32767).astype("<i2").tobytes()
-            self.send({"type": "response.output_audio.delta", "item_id": item, "delta": base64.b64encode(pcm).decode()})
+            self.send(self.packet(item, samples[start : start + 480]))
             time.sleep(max(began + 0.02 * number - time.monotonic(), 0))
 
     def of(self, kind: str) -> list[dict[str, Any]]:
