@@ -10,6 +10,7 @@ import torch
 from agent.chat_template import Message, drop_oldest, render_chat
 from agent.sampling import Sampler, SamplingConfig
 from agent.thinker import Context, Step, Thinker
+from agent.tool_calls import CLOSE, OPEN
 from duplex.errors import ConfigError
 
 
@@ -36,6 +37,8 @@ class Chat:
         self.eos_ids = thinker.eos_ids
         firsts = {thinker.encode(mark)[0] for mark in (".", "?", "!", ".\n", "?\n", "!\n")}
         self._ends = torch.tensor(sorted(firsts | set(thinker.eos_ids)))
+        specials = thinker.vocabulary.specials
+        self._marks = {specials[mark]: mark for mark in (OPEN, CLOSE) if mark in specials}
         self._budget = thinker.config.max_context_tokens - self.config.reply_reserve_tokens
         if self._budget < 1:
             raise ConfigError("thinker.max_context_tokens must be larger than thinker.reply_reserve_tokens.")
@@ -58,9 +61,12 @@ class Chat:
         """Make the context hold exactly `keys`, in bounded steps."""
         return self.thinker.sync_steps(context, keys)
 
-    def sampler(self, seed: int) -> Sampler:
-        """A fresh sampler."""
-        return self.thinker.sampler(self.config.sampling, seed)
+    def sampler(self, seed: int, calls: bool = False) -> Sampler:
+        """A fresh sampler; with `calls` it may draw the marks of a function call."""
+        if not calls:
+            return self.thinker.sampler(self.config.sampling, seed)
+        banned = [token for token in self.thinker.banned if token not in self._marks]
+        return Sampler(self.config.sampling, banned=banned, exempt=tuple(self.eos_ids), seed=seed)
 
     def step(self, context: Context, sampler: Sampler) -> Step:
         """One token and the hidden state it was sampled from."""
@@ -71,5 +77,8 @@ class Chat:
         return self.thinker.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Token ids as text."""
+        """Token ids as text; of the special ones, only the marks of a function call are spelt out."""
+        for place, token in enumerate(ids):
+            if token in self._marks:
+                return self.thinker.decode(ids[:place]) + self._marks[token] + self.decode(ids[place + 1 :])
         return self.thinker.decode(ids)

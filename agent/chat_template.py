@@ -1,23 +1,26 @@
 """Qwen's ChatML, as token ids, and which turns to forget when a conversation grows too long.
 
-The template is the one in the checkpoint (`tokenizer.chat_template` of the GGUF), without tools. Text between the specials is
-encoded on its own, so it can never act as a special.
+The template is the one in the checkpoint (`tokenizer.chat_template` of the GGUF); tools are put into its words by agent.tool_calls. Text
+between the specials is encoded on its own, so it can never open or close a turn. The marks of a function call become their own tokens in
+what the application or the agent wrote, never in what the user said.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from agent.tool_calls import CLOSE, OPEN
 from agent.vocabulary import IM_END, IM_START, Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn as text: what the user said, or what the user heard of the agent's reply."""
+    """One turn as text: what the user said, what the user heard of the agent's reply, or a word of the application's."""
 
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]
     text: str
 
 
@@ -35,10 +38,19 @@ def render_chat(
     ids: list[int] = []
     turns = [("system", system), *((message.role, message.text) for message in messages)]
     for role, text in turns:
-        ids += [start, *vocabulary.encode(role), *newline, *vocabulary.encode(text), end, *newline]
+        words = vocabulary.encode(text) if role == "user" else _encode_with_marks(vocabulary, text)
+        ids += [start, *vocabulary.encode(role), *newline, *words, end, *newline]
     if open_last:
         return ids[: -1 - len(newline)]
     return [*ids, start, *vocabulary.encode("assistant"), *newline] if open_assistant else ids
+
+
+def _encode_with_marks(vocabulary: Vocabulary, text: str) -> list[int]:
+    ids: list[int] = []
+    for piece in re.split(f"({OPEN}|{CLOSE})", text):
+        known = piece in (OPEN, CLOSE) and piece in vocabulary.specials
+        ids += [vocabulary.specials[piece]] if known else vocabulary.encode(piece)
+    return ids
 
 
 def drop_oldest(vocabulary: Vocabulary, system: str, messages: Sequence[Message], budget_tokens: int) -> list[Message]:

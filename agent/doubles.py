@@ -129,7 +129,7 @@ class ScriptedThinker:
     def turn_end(self, context: _Position) -> None:
         """See agent.parts.Thinker; a script knows nothing of sentences."""
 
-    def sampler(self, seed: int) -> None:
+    def sampler(self, seed: int, calls: bool = False) -> None:
         """See agent.parts.Thinker."""
 
     def step(self, context: _Position, sampler: None) -> ScriptedStep:

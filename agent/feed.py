@@ -1,12 +1,18 @@
-"""Events to whoever wants them: each subscriber has a bounded queue of its own; a slow one loses its oldest events and is told so."""
+"""Events to whoever wants them: each subscriber has a bounded queue of its own; a slow one loses its oldest events and is told so.
+
+An observer is called at once instead, in order with the sound that goes out; it must be quick and may not wait.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from duplex.events import Event, Trouble
+
+log = logging.getLogger(__name__)
 
 
 class Subscription:
@@ -52,6 +58,7 @@ class Feed:
     def __init__(self, most: int = 4096) -> None:
         self._most = most
         self._subscriptions: list[Subscription] = []
+        self._observers: list[Callable[[Event], None]] = []
         self._closed = False
 
     def subscribe(self) -> Subscription:
@@ -62,10 +69,19 @@ class Feed:
         self._subscriptions.append(subscription)
         return subscription
 
+    def observe(self, observer: Callable[[Event], None]) -> None:
+        """Call `observer` with every event from now on, as it happens. What it raises is logged and goes no further."""
+        self._observers.append(observer)
+
     def put(self, event: Event) -> None:
-        """To every subscriber."""
+        """To every subscriber and observer."""
         for subscription in self._subscriptions:
             subscription.put(event)
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception:
+                log.exception("an observer failed at %s", event)
 
     def close(self) -> None:
         """The conversation is over."""

@@ -51,8 +51,8 @@ class Thinker(Protocol):
         """Make the context hold exactly `keys`, in bounded steps."""
         ...
 
-    def sampler(self, seed: int) -> Any:
-        """A fresh sampler state."""
+    def sampler(self, seed: int, calls: bool = False) -> Any:
+        """A fresh sampler state; with `calls` it may draw the marks of a function call (agent.tool_calls)."""
         ...
 
     def step(self, context: Any, sampler: Any) -> Step:
@@ -64,7 +64,7 @@ class Thinker(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Token ids as text."""
+        """Token ids as text; of the special ones, only the marks of a function call are spelt out."""
         ...
 
 

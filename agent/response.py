@@ -1,4 +1,4 @@
-"""One response, from the user's words to sound in the playout buffer.
+"""One response, from the user's words to sound in the playout buffer, or to text alone.
 
 Thinking and speaking overlap: the LLM decodes in one lane while the voice turns the tokens it already has into sound in another. Both
 are short jobs, so listening can go in between; cancelling the coroutine at any await leaves the thinker's context usable.
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from agent.chat_template import Message
-from agent.parts import Parts
+from agent.parts import Parts, Step
+from agent.text_only import TextOnly
+from agent.tool_calls import Call, CallFinder, Tool, with_tools
 from agent.worker import ModelWorker, Priority
-from decoders.voice import Speech
+from decoders.voice import Speech, Voice
 from duplex.errors import ConfigError
 from duplex.playout import Playout
 
@@ -43,6 +45,34 @@ class ResponseConfig:
             raise ConfigError("response: group_tokens and most_tokens must be at least 1.")
 
 
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How responses are given from now on; the application may change it at any time, or for one response."""
+
+    system_prompt: str
+    spoken: bool = True
+    """False: as text, without a voice."""
+    most_tokens: int = 160
+    """The longest reply, in LLM tokens."""
+    tools: tuple[Tool, ...] = ()
+    """Functions that the LLM may call."""
+
+    @property
+    def prompt(self) -> str:
+        """What the LLM is told before the dialogue."""
+        return with_tools(self.system_prompt, self.tools)
+
+
+@dataclass(slots=True)
+class Made:
+    """What a response came to besides its words."""
+
+    calls: list[Call] = field(default_factory=list)
+    malformed_calls: int = 0
+    cut_short: bool = False
+    """The reply reached its longest length."""
+
+
 Group = tuple[list[int], Any]
 
 
@@ -60,7 +90,7 @@ class Responder:
         self.speaker: Any = None
         """Whose voice the next response has, in the form the voice makes; None for the voice's own."""
 
-    async def read(self, messages: list[Message]) -> float | None:
+    async def read(self, messages: list[Message], manner: Manner) -> float | None:
         """Let the thinker read the dialogue while the user is still speaking, so that a response need not.
 
         messages: end with the user's words so far. Returns how likely their sentence ends here; None when the thinker is busy with a
@@ -70,21 +100,23 @@ class Responder:
             return None
         thinker = self._parts.thinker
         open_end = [*messages[:-1], Message("user", messages[-1].text.rstrip(" .?!"))]
-        keys = thinker.render(self._config.system_prompt, open_end, open_assistant=False, open_last=True)
+        keys = thinker.render(manner.prompt, open_end, open_assistant=False, open_last=True)
         async with self._using:
             await self._steps(Priority.SPECULATE, thinker.sync_steps(self._context, keys))
             return await self._worker.run(Priority.THINK, "think", thinker.turn_end, self._context)
 
-    async def warm_up(self) -> None:
+    async def warm_up(self, manner: Manner) -> None:
         """Read the system prompt, so the first turn need not."""
-        await self.read([Message("user", "Hello")])
+        await self.read([Message("user", "Hello")], manner)
 
-    async def respond(self, epoch: int, messages: list[Message]) -> None:
+    async def respond(self, epoch: int, messages: list[Message], manner: Manner) -> Made:
         """Think and speak until the reply ends or the playout no longer wants it. Cancelling drops what is not yet in playout."""
         groups: asyncio.Queue[Group | None] = asyncio.Queue(maxsize=64)
+        made = Made()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._think(epoch, messages, groups))
-            group.create_task(self._speak(epoch, len(messages), groups))
+            group.create_task(self._think(messages, manner, made, groups))
+            group.create_task(self._speak(epoch, len(messages), manner, groups))
+        return made
 
     async def say(self, epoch: int, text: str) -> None:
         """Speak `text` as it stands, without thinking. Cancelling drops what is not yet in playout."""
@@ -96,39 +128,46 @@ class Responder:
         await self._play(epoch, voice.finish(state))
         self._playout.finish(epoch)
 
-    async def _think(self, epoch: int, messages: list[Message], groups: asyncio.Queue[Group | None]) -> None:
+    async def _think(self, messages: list[Message], manner: Manner, made: Made, groups: asyncio.Queue[Group | None]) -> None:
         async with self._using:
             self._decoding = True
             try:
-                await self._decode(epoch, messages, groups)
+                await self._decode(messages, manner, made, groups)
             finally:
                 self._decoding = False
         await groups.put(None)
 
-    async def _decode(self, epoch: int, messages: list[Message], groups: asyncio.Queue[Group | None]) -> None:
+    async def _decode(self, messages: list[Message], manner: Manner, made: Made, groups: asyncio.Queue[Group | None]) -> None:
         thinker, config = self._parts.thinker, self._config
-        keys = thinker.render(config.system_prompt, messages, open_assistant=True)
+        keys = thinker.render(manner.prompt, messages, open_assistant=True)
         await self._steps(Priority.THINK, thinker.sync_steps(self._context, keys))
-        sampler = thinker.sampler(config.seed + len(messages))
-        tokens: list[int] = []
-        states: list[Any] = []
-        for count in range(1, config.most_tokens + 1):
+        seed = config.seed + len(messages)
+        sampler = thinker.sampler(seed, calls=True) if manner.tools else thinker.sampler(seed)
+        finder = CallFinder(tool.name for tool in manner.tools) if manner.tools else None
+        waiting: list[Step] = []
+        made.cut_short = True
+        for count in range(1, manner.most_tokens + 1):
             step = await self._worker.run(Priority.THINK, "think", thinker.step, self._context, sampler)
             if step.token in thinker.eos_ids:
+                made.cut_short = False
                 break
-            tokens.append(step.token)
-            states.append(step.hidden)
-            if len(tokens) == config.group_tokens:
-                await groups.put((tokens, np.stack(states)))
-                tokens, states = [], []
-            if count >= config.enough_tokens and thinker.decode([step.token]).rstrip().endswith((".", "!", "?")):
+            text = thinker.decode([step.token])
+            waiting += [step] if finder is None else finder.push(text, step)
+            while len(waiting) >= config.group_tokens:
+                await groups.put(_group(waiting[: config.group_tokens]))
+                del waiting[: config.group_tokens]
+            if count >= config.enough_tokens and text.rstrip().endswith((".", "!", "?")) and not (finder and finder.inside):
+                made.cut_short = False
                 break
-        if tokens:
-            await groups.put((tokens, np.stack(states)))
+        if finder is not None:
+            waiting += finder.finish()
+            made.calls, made.malformed_calls = finder.calls, finder.malformed
+        if waiting:
+            await groups.put(_group(waiting))
 
-    async def _speak(self, epoch: int, number: int, groups: asyncio.Queue[Group | None]) -> None:
-        voice = self._parts.voice
-        state = voice.open(self._config.seed + number, self.speaker)
+    async def _speak(self, epoch: int, number: int, manner: Manner, groups: asyncio.Queue[Group | None]) -> None:
+        voice: Voice = self._parts.voice if manner.spoken else TextOnly(self._parts.thinker.decode)
+        state = voice.open(self._config.seed + number, self.speaker if manner.spoken else None)
         while (item := await groups.get()) is not None:
             tokens, hidden = item
             await self._play(epoch, voice.push(state, tokens, hidden))
@@ -146,3 +185,7 @@ class Responder:
         done = object()
         while await self._worker.run(priority, "think", next, steps, done) is not done:
             pass
+
+
+def _group(steps: list[Step]) -> Group:
+    return [step.token for step in steps], np.stack([step.hidden for step in steps])

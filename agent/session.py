@@ -2,44 +2,48 @@
 
 `hear` takes a frame, cleans it of echo, asks voice activity and the predictor, and lets the turn-taking core decide; then it hands one
 frame of the agent's voice to the transport. Deciding is a plain call inside `hear`: a tick costs microseconds, and a task of its own
-would act one frame late. `listen` keeps the transcript up to date, and a response thinks and speaks in tasks of its own.
+would act one frame late. `listen` (agent.listener) keeps the transcript up to date, and a response (agent.response) thinks and speaks in
+tasks of its own. What an application may ask of a running conversation is in agent.steering.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 
 from agent.feed import Feed, Subscription
 from agent.history import History
+from agent.listener import Listener
 from agent.parts import Parts
-from agent.response import Responder, ResponseConfig
-from agent.speech_labels import labelled
+from agent.reply import Ledger, Reply
+from agent.response import Made, Manner, Responder, ResponseConfig
+from agent.steering import Steering
 from agent.transport import Transport
-from agent.worker import ModelWorker, Priority
+from agent.turn_detection import TurnDetectionConfig
+from agent.user_turn import UserTurn
+from agent.worker import ModelWorker
 from duplex import turn_signals as turn
-from duplex.audio import AGENT_RATE_HZ, TICK_FRAMES, USER_FRAME, USER_RATE_HZ, Frame, seconds, user_samples
+from duplex.audio import AGENT_FRAME, AGENT_RATE_HZ, TICK_FRAMES, USER_FRAME, USER_RATE_HZ, Frame, seconds, user_samples
 from duplex.echo import EchoControl
 from duplex.events import (
     AgentTranscript,
     Backchannel,
     Event,
     FloorChanged,
+    FunctionCalled,
     Levels,
     ResponseEnded,
     ResponseStarted,
     SpeculationDiscarded,
-    SpeechLabelled,
     Trouble,
     UserStarted,
     UserStopped,
-    UserTranscript,
 )
 from duplex.hum import hum_likeness
 from duplex.levels import level_db
@@ -47,7 +51,6 @@ from duplex.playout import Playout, PlayoutConfig
 from duplex.predictor import TickInput
 from duplex.turns import TurnConfig, TurnTaking
 from duplex.vad import VoiceActivity, VoiceActivityConfig, VoiceStart, VoiceStop
-from encoders.ears import Transcript
 
 log = logging.getLogger(__name__)
 
@@ -72,40 +75,7 @@ class SessionConfig:
     """How the agent answers."""
 
 
-@dataclass(slots=True, eq=False)
-class _UserTurn:
-    """What is known of the user's current turn, or of a sound over the agent's voice."""
-
-    onset: int
-    last_voiced: int
-    transcript: Transcript | None = None
-    ends: float | None = None
-    """How likely the sentence ends with the newest transcript, by the thinker."""
-    labels: SpeechLabelled | None = None
-    hum: float = 1.0
-    updated: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def fresh(self) -> bool:
-        return self.transcript is not None and self.transcript.end >= self.last_voiced
-
-    @property
-    def text(self) -> str:
-        return self.transcript.text if self.transcript else ""
-
-
-@dataclass(slots=True, eq=False)
-class _Reply:
-    """The response in the making."""
-
-    epoch: int
-    task: asyncio.Task[None]
-    turn: _UserTurn | None
-    user_text: str | None = None
-    started: bool = False
-    texts: tuple[str, str] = ("", "")
-
-
-class Session:
+class Session(Steering):
     """One conversation; an async context manager.
 
     `events()` before entering gets every event. `wait()` returns when the transport's input ends. Leaving the context cancels all
@@ -124,23 +94,25 @@ class Session:
         self.history = History()
         self.turns = TurnTaking(self.config.turns)
         self.playout = Playout(self.config.playout)
-        self._parts, self._transport, self._worker, self.echo = parts, transport, worker, echo
+        self.manner = Manner(self.config.response.system_prompt, most_tokens=self.config.response.most_tokens)
+        self.line: str | None = None  # what the next response says in place of the thinker's words; see agent.announcer
+        self._parts, self._transport, self.echo = parts, transport, echo
         self._feed = Feed()
         self._responder = Responder(parts, worker, self.playout, self.config.response)
-        self._ear = parts.ears.open()
+        self._listener = Listener(parts.ears, worker, self._emit, self._read, self._start)
         self._vad = parts.vad.open()
         self._activity = VoiceActivity(self.config.activity)
         self._predictor = parts.predictor.open()
+        self._detection = TurnDetectionConfig()
+        self._once: Manner | None = None  # how the response that is being asked for shall be
+        self._commits: set[asyncio.Task[None]] = set()
         self._now = 0
         self._voiced = False
-        self._turn: _UserTurn | None = None
-        self._spoken_for: _UserTurn | None = None  # the turn that the playing response answers
-        self._reply: _Reply | None = None
-        self.line: str | None = None  # what the next response says in place of the thinker's words; see agent.announcer
+        self._reply: Reply | None = None
+        self._ledger = Ledger()
+        self._audible: int | None = None  # the newest response that was audible
         self._silent_at = 0
         self._recent = np.zeros(USER_RATE_HZ // 10, np.float32)  # 100 ms, for the hum measure
-        self._listen = asyncio.Event()
-        self._listened_at = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._hearing: asyncio.Task[None] | None = None
         self._underruns = 0
@@ -150,6 +122,10 @@ class Session:
     def events(self) -> Subscription:
         """All events from now on."""
         return self._feed.subscribe()
+
+    def observe(self, observer: Callable[[Event], None]) -> None:
+        """Call `observer` with every event from now on, at once and in order with the frames that the transport is given."""
+        self._feed.observe(observer)
 
     @property
     def now(self) -> int:
@@ -161,10 +137,15 @@ class Session:
         """The transport has no more input, or broke."""
         return self._hearing is not None and self._hearing.done()
 
+    @property
+    def sending(self) -> int | None:
+        """For a transport, in `send`: the epoch of the audible response that this frame belongs to; None when it is mere silence."""
+        return self._audible if self.playout.playing is not None and self.playout.playing == self._audible else None
+
     async def __aenter__(self) -> Self:
-        await self._responder.warm_up()
+        await self._responder.warm_up(self.manner)
         self._hearing = asyncio.create_task(self._hear(), name="hear")
-        self._start(self._keep_listening(), "listen")
+        self._start(self._listener.run(), "listen")
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -172,7 +153,7 @@ class Session:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._close_reply("cancelled")
+        self._close_reply()
         self._feed.close()
         await self._transport.close()
 
@@ -180,23 +161,6 @@ class Session:
         """Until the transport has no more input. Raises what broke the conversation (DeviceError). Cancelling only stops waiting."""
         assert self._hearing is not None, "enter the session first"
         await asyncio.shield(self._hearing)
-
-    def cancel_response(self) -> None:
-        """Make the agent stop now; history keeps what was heard."""
-        self._receive(turn.CancelAsked(self._now))
-
-    def ask(self, text: str) -> None:
-        """A typed message from the user: answered as though it had been said."""
-        self.history.add("user", text)
-        self._receive(turn.ResponseAsked(self._now))
-
-    def change_voice(self, speaker: Any) -> None:
-        """The agent's voice from the next response on: a speaker in the form that the voice decoder makes, None for its own.
-
-        Raises ValueError when this profile's voice cannot be that speaker.
-        """
-        self._parts.voice.open(0, speaker)
-        self._responder.speaker = speaker
 
     # -- hear and decide ----------------------------------------------------------------------------------------------------------
 
@@ -219,29 +183,35 @@ class Session:
         self._now = frame.start + USER_FRAME
         self._recent[:-USER_FRAME] = self._recent[USER_FRAME:]
         self._recent[-USER_FRAME:] = near
-        self._parts.ears.feed(self._ear, near)
+        self._listener.feed(near, self._now)
         for end, probability in self._parts.vad.feed(self._vad, near):
             for change in self._activity.update(end, probability, level_db(near)):
                 self._voice_changed(change)
-        if self._voiced and self._turn is not None:
-            self._turn.last_voiced = self._activity.last_voiced
-        self._wake_listener()
+        if self._voiced and self._listener.turn is not None:
+            self._listener.turn.last_voiced = self._activity.last_voiced
+            if self.turns.floor in ("ducked", "held"):
+                self._listener.want(self.config.overlap_interim_s)
+            elif self.turns.floor == "user" or self._detection.kind == "manual":
+                self._listener.want(self.config.interim_s)
 
     def _voice_changed(self, change: VoiceStart | VoiceStop) -> None:
+        current, manual = self._listener.turn, self._detection.kind == "manual"
         if isinstance(change, VoiceStart):
             self._voiced = True
             self._emit(UserStarted(change.at))
-            trusted = self.echo.trusted if self.echo is not None else True
-            self._receive(turn.VoiceBegan(change.at, trusted))
+            if not manual:
+                trusted = self.echo.trusted if self.echo is not None else True
+                self._receive(turn.VoiceBegan(change.at, trusted))
         else:
             self._voiced = False
-            if self._turn is not None:
-                self._turn.last_voiced = change.at
+            if current is not None:
+                current.last_voiced = change.at
             self._emit(UserStopped(change.at))
-            self._receive(turn.VoiceEnded(change.at))
+            if not manual:
+                self._receive(turn.VoiceEnded(change.at))
 
     def _tick(self, user_db: float, agent_db: float) -> None:
-        current = self._turn
+        current = self._listener.turn
         overlap = self.turns.floor in ("ducked", "held")
         if current is not None:
             if overlap and self._now - self._activity.last_voiced < 2 * USER_FRAME:
@@ -257,7 +227,11 @@ class Session:
                 hum=current.hum if overlap else 0.0,
                 sentence_ends=current.ends,
             )
-            self._receive(turn.Ticked(self._now, self._parts.predictor.tick(self._predictor, known)))
+            decision = self._detection.decide(self._parts.predictor, self._predictor, known)
+            if self._detection.respond or overlap:
+                self._receive(turn.Ticked(self._now, decision))
+            elif self.turns.floor == "pause" and decision.respond >= self.config.turns.release_p:
+                self._keep_turn()
         self._note_heard()
         self._emit(Levels(self._now, user_db, agent_db, self.echo.erle_db if self.echo is not None else None))
 
@@ -266,9 +240,14 @@ class Session:
         reply = self._reply
         if reply is None:
             return
-        if not reply.started and peak > 1e-3:
+        readable = reply.released and not reply.manner.spoken and self.playout.texts(reply.epoch)[1] != ""
+        if not reply.started and (peak > 1e-3 or readable):
             reply.started = True
             self._begin_speaking(reply)
+        if reply.started and self.playout.playing == reply.epoch:
+            reply.marks.sent += AGENT_FRAME
+            if (words := self.playout.words_heard(reply.epoch)) != reply.marks.words:
+                reply.marks.note(self.playout.texts(reply.epoch)[0], words)
         if self.playout.underruns > self._underruns:
             self._underruns = self.playout.underruns
             if self._underruns in (1, 50, 500):
@@ -287,6 +266,7 @@ class Session:
         floor = self.turns.floor
         for action in self.turns.receive(signal):
             self._do(action, signal)
+        self._listener.preread = self.turns.floor in ("user", "pause")
         if self.turns.floor != floor:
             self._emit(FloorChanged(self._now, self.turns.floor))
 
@@ -295,17 +275,21 @@ class Session:
     def _do(self, action: turn.Action, signal: turn.Signal) -> None:
         match action:
             case turn.BeginTurn(at):
-                self._turn = _UserTurn(at, at)
-                self._parts.ears.begin_turn(self._ear, max(at - user_samples(self.config.preroll_s), 0))
-                self._listened_at = self._now
+                preroll_s = self._detection.preroll_s
+                self._listener.begin(at, self.config.preroll_s if preroll_s is None else preroll_s)
             case turn.Transcribe():
-                self._listen.set()
+                self._listener.want()
             case turn.Prepare(epoch):
                 self.playout.begin(epoch)
-                task = self._start(self._respond(epoch, self._turn, self.line), f"respond-{epoch}")
+                manner, user_turn = self._once or self.manner, self._listener.turn
+                if self._detection.kind == "manual":
+                    user_turn = None  # what is being said now belongs to the next turn
+                task = self._start(self._respond(epoch, user_turn, manner, self.line), f"respond-{epoch}")
                 self.line = None
-                self._reply = _Reply(epoch, task, self._turn)
+                self._reply = Reply(epoch, task, user_turn, manner)
             case turn.Release(epoch):
+                if self._reply is not None:
+                    self._reply.released = True
                 self.playout.release(epoch)
             case turn.Discard(epoch):
                 self.playout.drop(epoch)
@@ -323,34 +307,39 @@ class Session:
             case turn.Stop():
                 self._stop_reply(asked=isinstance(signal, turn.CancelAsked))
             case turn.NoteBackchannel():
-                self._emit(Backchannel(self._now, self._turn.text if self._turn else ""))
-                self._turn = None
+                self._emit(Backchannel(self._now, self._listener.turn.text if self._listener.turn else ""))
+                self._listener.turn = None
             case turn.DropTurn():
-                self._turn = None
+                self._listener.turn = None
 
-    def _begin_speaking(self, reply: _Reply) -> None:
+    def _begin_speaking(self, reply: Reply) -> None:
         latency: float | None = None
         if reply.turn is not None:
             latency = seconds(self._now - USER_FRAME + self._committed() - reply.turn.last_voiced)
-            text = reply.user_text or reply.turn.text
-            self.history.add("user", text)
-            self._emit(UserTranscript(reply.turn.last_voiced, text, True))
-            if self._turn is reply.turn:
-                self._turn = None
+            self._take_words(reply)
+        self._audible = reply.epoch
         self._receive(turn.ResponseAudible(self._now, reply.epoch))
         self._emit(ResponseStarted(self._now - USER_FRAME + self._committed(), reply.epoch, latency))
 
-    def _finish_reply(self, reply: _Reply) -> None:
-        reason: Literal["completed", "failed"] = "completed" if reply.started else "failed"
+    def _take_words(self, reply: Reply) -> None:
+        """The turn that the reply answers is over: its words go into the history."""
+        assert reply.turn is not None
+        self.remember(reply.turn, reply.user_text or reply.turn.text)
+        if self._listener.turn is reply.turn:
+            self._listener.turn = None
+
+    def _finish_reply(self, reply: Reply) -> None:
+        done = reply.started or bool(reply.calls)
         heard, text = self.playout.texts(reply.epoch)
-        if not reply.started and reply.turn is not None:  # the words stay, though nothing could be said to them
-            self.history.add("user", reply.user_text or reply.turn.text)
-            if self._turn is reply.turn:
-                self._turn = None
-        self.history.add("assistant", heard)
+        if not reply.started and reply.turn is not None:  # the words stay, though nothing was said to them
+            self._take_words(reply)
+        self.history.add("assistant", heard, ("agent", reply.epoch))
+        for call in reply.calls:
+            self.history.add("call", call.written(), ("call", call.call_id))
+            self._emit(FunctionCalled(self._now, reply.epoch, call.call_id, call.name, call.arguments))
         self.playout.drop(reply.epoch)
         self._reply = None
-        self._emit(ResponseEnded(self._now + self._committed(), reply.epoch, reason, heard, text))
+        self._end(reply, "completed" if done else "failed", self._now + self._committed(), heard, text)
         self._receive(turn.ResponseDrained(self._now, reply.epoch))
 
     def _stop_reply(self, *, asked: bool) -> None:
@@ -358,22 +347,35 @@ class Session:
         if reply is None:
             return
         heard, text = self.playout.texts(reply.epoch)
+        heard = reply.heard(heard, self._now, AGENT_RATE_HZ / USER_RATE_HZ)
         self.playout.stop()
         self._cancel_reply()
         self._reply = None
-        self.history.add("assistant", heard)
+        self.history.add("assistant", heard, ("agent", reply.epoch))
         silent_at = self._silent_at or self._silence_after_this_frame()
         self._silent_at = 0
         latency = None if asked else seconds(silent_at - self.turns.overlap_at)
-        self._emit(ResponseEnded(silent_at, reply.epoch, "cancelled" if asked else "interrupted", heard, text, latency))
+        self._end(reply, "cancelled" if asked else "interrupted", silent_at, heard, text, latency)
 
-    def _close_reply(self, reason: Literal["cancelled"]) -> None:
+    def _close_reply(self) -> None:
         """The conversation ends while a response is under way."""
         if (reply := self._reply) is not None and reply.started:
             heard, text = self.playout.texts(reply.epoch)
-            self.history.add("assistant", heard)
-            self._emit(ResponseEnded(self._now, reply.epoch, reason, heard, text))
+            self.history.add("assistant", heard, ("agent", reply.epoch))
+            self._end(reply, "cancelled", self._now, heard, text)
         self._reply = None
+
+    def _end(
+        self,
+        reply: Reply,
+        reason: Literal["completed", "interrupted", "cancelled", "failed"],
+        at: int,
+        heard: str,
+        text: str,
+        stop_latency_s: float | None = None,
+    ) -> None:
+        self._ledger.keep(reply.epoch, reply.marks)
+        self._emit(ResponseEnded(at, reply.epoch, reason, heard, text, stop_latency_s, reply.cut_short))
 
     def _cancel_reply(self) -> None:
         if self._reply is not None and self._reply.task is not asyncio.current_task():
@@ -388,75 +390,36 @@ class Session:
 
     # -- think and speak ----------------------------------------------------------------------------------------------------------
 
-    async def _respond(self, epoch: int, user_turn: _UserTurn | None, line: str | None = None) -> None:
+    async def _respond(self, epoch: int, user_turn: UserTurn | None, manner: Manner, line: str | None) -> None:
         try:
+            if self._commits:
+                await asyncio.wait(self._commits)  # what was committed is part of what is answered
             messages = self.history.messages
             if user_turn is not None:
-                text = await self._words(user_turn)
+                text = await self._listener.words(user_turn)
                 if not text:
                     self._receive(turn.NothingSaid(self._now))
                     return
                 if self._reply is not None and self._reply.epoch == epoch:
                     self._reply.user_text = text
                 messages = self.history.with_user(text)
-            await (self._responder.respond(epoch, messages) if line is None else self._responder.say(epoch, line))
+            if line is not None:
+                await self._responder.say(epoch, line)
+                return
+            self._note_made(epoch, await self._responder.respond(epoch, messages, manner))
         except* Exception as errors:  # a response that fails must not end the conversation
             log.warning("response %d failed", epoch, exc_info=errors)
             self._emit(Trouble(self._now, f"A response failed: {errors.exceptions[0]}"))
             self.playout.finish(epoch)
 
-    async def _words(self, user_turn: _UserTurn) -> str:
-        while not user_turn.fresh():
-            user_turn.updated.clear()
-            self._listen.set()
-            await user_turn.updated.wait()
-        return user_turn.text
+    def _note_made(self, epoch: int, made: Made) -> None:
+        if self._reply is not None and self._reply.epoch == epoch:
+            self._reply.calls, self._reply.cut_short = made.calls, made.cut_short
+        if made.malformed_calls:
+            self._emit(Trouble(self._now, "The language model wrote a function call that is not well-formed; it was dropped."))
 
-    # -- listen -------------------------------------------------------------------------------------------------------------------
-
-    def _wake_listener(self) -> None:
-        floor = self.turns.floor
-        if self._voiced and self._turn is not None and floor in ("user", "ducked", "held"):
-            every = self.config.interim_s if floor == "user" else self.config.overlap_interim_s
-            if self._now - self._listened_at >= user_samples(every):
-                self._listen.set()
-
-    async def _keep_listening(self) -> None:
-        ears = self._parts.ears
-        while True:
-            await self._listen.wait()
-            self._listen.clear()
-            user_turn = self._turn
-            if user_turn is None:
-                continue
-            self._listened_at = self._now
-            window = ears.window(self._ear)
-            try:
-                transcript = await self._worker.run(Priority.LISTEN, "listen", ears.transcribe, window)
-            except Exception as error:  # a failed transcript must not end the conversation
-                log.exception("listening failed")
-                self._emit(Trouble(self._now, f"Listening failed: {error}"))
-                transcript = Transcript("", self._now)
-            if self._turn is not user_turn:
-                user_turn.updated.set()
-                continue
-            ears.settle(self._ear, window, transcript)
-            changed = transcript.text != user_turn.text
-            user_turn.transcript = transcript
-            if (labels := labelled(transcript, user_turn.labels)) is not None:
-                user_turn.labels = labels
-                self._emit(labels)
-            if changed:
-                user_turn.ends = None
-                self._emit(UserTranscript(transcript.end, transcript.text, False))
-            if transcript.text and user_turn.ends is None and self.turns.floor in ("user", "pause"):
-                self._start(self._read(user_turn, transcript), "read")  # before a waiting response goes on: it is short
-            user_turn.updated.set()
-
-    async def _read(self, user_turn: _UserTurn, transcript: Transcript) -> None:
-        ends = await self._responder.read(self.history.with_user(transcript.text))
-        if user_turn.transcript is not None and user_turn.transcript.text == transcript.text:
-            user_turn.ends = ends
+    async def _read(self, text: str) -> float | None:
+        return await self._responder.read(self.history.with_user(text), self.manner)
 
     # -- parts --------------------------------------------------------------------------------------------------------------------
 

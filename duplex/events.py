@@ -48,6 +48,8 @@ class UserTranscript(Event):
 
     text: str
     final: bool
+    turn: int = 0
+    """Counts the turns (and sounds over the agent's voice) of a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,19 @@ class ResponseEnded(Event):
     text: str
     stop_latency_s: float | None = None
     """For an interruption: onset of the user's voice to the agent's silence, in seconds."""
+    cut_short: bool = False
+    """The reply reached its longest length."""
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionCalled(Event):
+    """The agent wants the application to do something, and to tell what came of it."""
+
+    epoch: int
+    call_id: str
+    name: str
+    arguments: str
+    """A JSON object."""
 
 
 @dataclass(frozen=True, slots=True)

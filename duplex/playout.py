@@ -56,6 +56,8 @@ class Playout:
         self.config = config or PlayoutConfig()
         self.underruns = 0
         """Frames in which a released, unfinished, already audible response had nothing to play."""
+        self.playing: int | None = None
+        """The epoch of the response that the newest frame was taken from; None for silence, as between responses or in a hold."""
         self._response: _Response | None = None
         self._gain = 1.0
         self._target = 1.0
@@ -134,12 +136,14 @@ class Playout:
     def pull(self) -> Samples:
         """The next AGENT_FRAME samples (24 kHz) for the loudspeaker; zeros when there is nothing to say. Read-only when silent."""
         response = self._response
+        self.playing = None
         if response is None or not response.released or (self._gain == 0.0 and self._target == 0.0):
             return self._silence
         if response.position >= response.length:
             if not response.finished and response.heard:
                 self.underruns += 1
             return self._silence
+        self.playing = response.epoch
         frame = self._copy(response)
         self._ramp(frame)
         response.heard = max(response.heard, response.position)
@@ -165,10 +169,16 @@ class Playout:
         response = self._of(epoch)
         if response is None:
             return "", ""
-        count = bisect_right(response.word_ends, response.heard)
+        return "".join(response.words[: self.words_heard(epoch)]), "".join(response.words)
+
+    def words_heard(self, epoch: int) -> int:
+        """How many words of response `epoch` have been played; 0 when it is gone."""
+        response = self._of(epoch)
+        if response is None:
+            return 0
         if response.finished and response.heard >= response.length:
-            count = len(response.words)
-        return "".join(response.words[:count]), "".join(response.words)
+            return len(response.words)
+        return bisect_right(response.word_ends, response.heard)
 
     # -- parts --------------------------------------------------------------------------------------------------------------------
 

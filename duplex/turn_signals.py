@@ -68,6 +68,11 @@ class ResponseAsked(Signal):
     """The application wants a response now (a typed message, a greeting)."""
 
 
+@dataclass(frozen=True, slots=True)
+class TurnKept(Signal):
+    """The application took the user's words and wants no response to them."""
+
+
 # ---- actions ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -34,6 +34,7 @@ from duplex.turn_signals import (
     Stop,
     Ticked,
     Transcribe,
+    TurnKept,
     VoiceBegan,
     VoiceEnded,
 )
@@ -166,6 +167,8 @@ TABLE: tuple[Row, ...] = (
     Row("pause", VoiceBegan, _always, "", (), "user"),
     Row("pause", NothingSaid, _prepared, "a response is prepared", (Discard, DropTurn), "quiet"),
     Row("pause", NothingSaid, _always, "", (DropTurn,), "quiet"),
+    Row("pause", TurnKept, _prepared, "a response is prepared", (Discard, DropTurn), "quiet"),
+    Row("pause", TurnKept, _always, "", (DropTurn,), "quiet"),
     Row("pause", Ticked, _both(_commit, _prepared), "P(respond) ≥ release_p, a response is prepared", (Release,), "agent"),
     Row("pause", Ticked, _commit, "P(respond) ≥ release_p", (Prepare, Release), "agent"),
     Row("pause", Ticked, _both(_respond, _not(_prepared)), "P(respond) ≥ prepare_p, none is prepared", (Prepare,), "pause"),
