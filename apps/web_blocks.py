@@ -99,7 +99,7 @@ def mount_page(app: FastAPI, config: PageConfig) -> FastAPI:
         app,
         build_page(config),
         path="/",
-        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        theme=_theme(),
         css_paths=[ASSETS / "page.css"],
         footer_links=[],
         run_history=False,
@@ -110,6 +110,18 @@ def mount_page(app: FastAPI, config: PageConfig) -> FastAPI:
     )
     mounted.add_middleware(_Headers)
     return mounted
+
+
+def _theme() -> gr.themes.Base:
+    """Fonts of the system, as Gradio's come from another host; quiet text that can still be read."""
+    theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    quiet = {
+        f"{name}{scheme}": color
+        for name in ("body_text_color_subdued", "block_info_text_color", "block_label_text_color", "block_title_text_color")
+        for scheme, color in (("", "#52525b"), ("_dark", "#a1a1aa"))
+    }
+    adjusted: gr.themes.Base = theme.set(**quiet)
+    return adjusted
 
 
 class _Fresh(StaticFiles):

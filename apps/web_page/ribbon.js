@@ -79,7 +79,8 @@ export class Ribbon {
     pen.setTransform(scale, 0, 0, scale, 0, 0);
     pen.clearRect(0, 0, width, height);
     const span = width < 480 ? NARROW_SPAN_S : SPAN_S;
-    const x = (at) => width - ((now - at) / span) * width;
+    const left = Math.max(now - span, 0); // from the left at first, then the newest moment stays at the right
+    const x = (at) => ((at - left) / span) * width;
     const lane = { user: 8, agent: 38 };
     const tall = 22;
 
@@ -87,8 +88,7 @@ export class Ribbon {
     pen.strokeStyle = color("--border-color-primary");
     pen.font = "11px system-ui, sans-serif";
     pen.textAlign = "center";
-    for (let second = Math.ceil((now - span) / 5) * 5; second <= now; second += 5) {
-      if (second < 0) continue;
+    for (let second = Math.ceil(left / 5) * 5; second <= left + span; second += 5) {
       pen.beginPath();
       pen.moveTo(x(second), 4);
       pen.lineTo(x(second), height - 18);

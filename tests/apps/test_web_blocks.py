@@ -359,6 +359,8 @@ def test_text_has_contrast_in_light_and_dark(server: tuple[ScriptedRealtime, str
         with browser_page(None, color_scheme=scheme) as (page, _):
             page.goto(url)
             page.wait_for_selector(".talk:enabled")
+            page.get_by_role("button", name="Settings").click()
+            page.get_by_label("System prompt").wait_for()
             low = page.evaluate(
                 """() => {
                   const luminance = (rgb) => rgb.map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
@@ -366,7 +368,7 @@ def test_text_has_contrast_in_light_and_dark(server: tuple[ScriptedRealtime, str
                   const color = (text) => text.match(/[\\d.]+/g).map(Number);
                   const behind = (e) => { for (; e; e = e.parentElement) { const c = color(getComputedStyle(e).backgroundColor);
                     if (c.length < 4 || c[3] > 0.5) return c.slice(0, 3); } return [255, 255, 255]; };
-                  return [...document.querySelectorAll(".duologue :is(p, span, b, button, label)")]
+                  return [...document.querySelectorAll(":is(.duologue, #settings) :is(p, span, b, button, label)")]
                     .filter((e) => e.checkVisibility() && e.textContent.trim() && !e.disabled)
                     .map((e) => { const [a, b] = [luminance(color(getComputedStyle(e).color).slice(0, 3)), luminance(behind(e))];
                       return [e.className + e.textContent.slice(0, 20), (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)]; })
