@@ -12,15 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from duplex import fbank
-from duplex.audio import USER_RATE_HZ, Samples
+from duplex.audio import Samples
 from duplex.fbank import FbankState, Features
 from encoders import sensevoice_checkpoint
 from encoders.ears import Transcript
+from encoders.recent_frames import FRAME_RATE_HZ, RecentFrames, blocks, quietest
 from encoders.sensevoice import LANGUAGE_QUERIES, QUERIES, collapse
 from encoders.sensevoice_checkpoint import SenseVoiceParts
 from encoders.sensevoice_frontend import FBANK, stack
@@ -28,9 +28,6 @@ from encoders.sensevoice_labels import LabelReader, RichLabels
 from encoders.sensevoice_pieces import joined
 
 HOP_SAMPLES = FBANK.hop_samples
-FRAME_RATE_HZ = USER_RATE_HZ // HOP_SAMPLES
-_BUFFER_FRAMES = 30 * FRAME_RATE_HZ
-_BLOCK_SAMPLES = USER_RATE_HZ  # long input is taken in one second at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +58,8 @@ class SenseVoiceEarsState:
 
     fbank: FbankState = field(default_factory=FbankState)
     """The frame stream."""
-    buffer: Features = field(default_factory=lambda: np.empty((_BUFFER_FRAMES, FBANK.bands), np.float32))
-    """The newest frames; rows [0, filled) are valid."""
-    filled: int = 0
-    """Valid rows of `buffer`; the last of them is frame `fbank.made - 1`."""
+    recent: RecentFrames = field(default_factory=RecentFrames)
+    """The newest frames; the last of them is frame `fbank.made - 1`."""
     turn: int = 0
     """Counts turns, so that a window of an earlier one is known."""
     start: int = 0
@@ -154,15 +149,8 @@ class SenseVoiceEars:
 
     def feed(self, state: SenseVoiceEarsState, samples: Samples) -> None:
         """Take [n] user samples that follow what was fed before. NaN counts as 0, values beyond full scale are clipped."""
-        clean = np.clip(np.nan_to_num(np.asarray(samples, np.float32), nan=0.0, posinf=1.0, neginf=-1.0), -1.0, 1.0)
-        for at in range(0, len(clean), _BLOCK_SAMPLES):
-            frames = fbank.feed(state.fbank, clean[at : at + _BLOCK_SAMPLES], FBANK)
-            if state.filled + len(frames) > _BUFFER_FRAMES:
-                keep = self._keep_frames
-                state.buffer[:keep] = state.buffer[state.filled - keep : state.filled]
-                state.filled = keep
-            state.buffer[state.filled : state.filled + len(frames)] = frames
-            state.filled += len(frames)
+        for block in blocks(samples):
+            state.recent.add(fbank.feed(state.fbank, block, FBANK), self._keep_frames)
 
     def begin_turn(self, state: SenseVoiceEarsState, start: int) -> None:
         """Forget audio before user sample `start` and the text of the turn before. `start` may reach back up to `keep_s`."""
@@ -175,7 +163,7 @@ class SenseVoiceEars:
         made = state.fbank.made
         first = max(state.start // HOP_SAMPLES, made - self._keep_frames)
         rows = max(0, made - first)
-        frames = state.buffer[state.filled - rows : state.filled].copy()
+        frames = state.recent.last(rows).copy()
         return SenseVoiceWindow(frames, first * HOP_SAMPLES, state.fbank.fed, state.turn, state.text, state.labels)
 
     @torch.inference_mode()
@@ -241,12 +229,3 @@ class SenseVoiceEars:
         ids = collapse(logits[QUERIES:].argmax(dim=-1)).tolist()
         text = self.parts.pieces.text(ids).strip()
         return _Heard(text if any(letter.isalnum() for letter in text) else "", labels, no_speech)
-
-
-def quietest(frames: Features, at_least: int) -> int:
-    """The middle of the quietest 200 ms of [t, 80] frames, not before frame `at_least`: a place to cut, in frames."""
-    width = FRAME_RATE_HZ // 5
-    smooth = np.convolve(
-        frames.mean(axis=1), np.full(width, 1.0 / width, np.float32), mode="valid"
-    )  # entry i covers [i, i + width)
-    return int(smooth[at_least - width // 2 :].argmin()) + at_least

@@ -13,15 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from duplex.audio import USER_RATE_HZ, Samples
+from duplex.audio import Samples
 from encoders import mel, whisper_checkpoint
 from encoders.ears import Transcript
 from encoders.greedy import GreedyConfig, decode
-from encoders.mel import FRAME_RATE_HZ, HOP_SAMPLES, MELS, Mel, MelState
+from encoders.mel import HOP_SAMPLES, MELS, Mel, MelState
+from encoders.recent_frames import BUFFER_S, FRAME_RATE_HZ, RecentFrames, blocks, quietest
 from encoders.whisper import Whisper
-
-_BUFFER_FRAMES = 30 * FRAME_RATE_HZ
-_BLOCK_SAMPLES = USER_RATE_HZ  # long input is taken in one second at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class EarsConfig:
     """When decoding stops."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.freeze_at_least_s < self.freeze_after_s <= self.keep_s < _BUFFER_FRAMES / FRAME_RATE_HZ:
+        if not 0 < self.freeze_at_least_s < self.freeze_after_s <= self.keep_s < BUFFER_S:
             raise ValueError("keep 0 < freeze_at_least_s < freeze_after_s <= keep_s < 30")
         if not 0 <= self.end_silence_s <= 2:
             raise ValueError("end_silence_s must be in [0, 2]")
@@ -52,10 +50,8 @@ class EarsState:
 
     mel: MelState = field(default_factory=MelState)
     """The feature stream."""
-    buffer: Mel = field(default_factory=lambda: np.empty((_BUFFER_FRAMES, MELS), np.float32))
-    """The newest frames; rows [0, filled) are valid."""
-    filled: int = 0
-    """Valid rows of `buffer`; the last of them is frame `mel.made - 1`."""
+    recent: RecentFrames = field(default_factory=RecentFrames)
+    """The newest frames; the last of them is frame `mel.made - 1`."""
     turn: int = 0
     """Counts turns, so that a window of an earlier one is known."""
     start: int = 0
@@ -121,15 +117,8 @@ class WhisperEars:
 
     def feed(self, state: EarsState, samples: Samples) -> None:
         """Take [n] user samples that follow what was fed before. NaN counts as 0, values beyond full scale are clipped."""
-        clean = np.clip(np.nan_to_num(np.asarray(samples, np.float32), nan=0.0, posinf=1.0, neginf=-1.0), -1.0, 1.0)
-        for at in range(0, len(clean), _BLOCK_SAMPLES):
-            frames = mel.feed(state.mel, clean[at : at + _BLOCK_SAMPLES])
-            if state.filled + len(frames) > _BUFFER_FRAMES:
-                keep = self._keep_frames
-                state.buffer[:keep] = state.buffer[state.filled - keep : state.filled]
-                state.filled = keep
-            state.buffer[state.filled : state.filled + len(frames)] = frames
-            state.filled += len(frames)
+        for block in blocks(samples):
+            state.recent.add(mel.feed(state.mel, block), self._keep_frames)
 
     def begin_turn(self, state: EarsState, start: int) -> None:
         """Forget audio before user sample `start` and the text of the turn before. `start` may reach back up to `keep_s`."""
@@ -142,7 +131,7 @@ class WhisperEars:
         made = state.mel.made
         first = max(state.start // HOP_SAMPLES, made - self._keep_frames)
         rows = max(0, made - first)
-        body = state.buffer[state.filled - rows : state.filled]
+        body = state.recent.last(rows)
         owed = mel.tail(state.mel)
         frames = np.concatenate((body, owed[max(0, first - made) :]))
         return EarsWindow(frames, first * HOP_SAMPLES, state.mel.fed, state.turn, state.text, state.draft)
@@ -182,11 +171,3 @@ class WhisperEars:
         """The frames with the silence that ends them."""
         silence = np.full((round(self.config.end_silence_s * FRAME_RATE_HZ), MELS), np.log10(mel.POWER_FLOOR), np.float32)
         return np.concatenate((frames, silence))
-
-
-def quietest(frames: Mel, at_least: int) -> int:
-    """The middle of the quietest 200 ms of [t, 80] frames, not before frame `at_least`: a place to cut, in frames."""
-    loudness = frames.mean(axis=1)
-    width = FRAME_RATE_HZ // 5
-    smooth = np.convolve(loudness, np.full(width, 1.0 / width, np.float32), mode="valid")  # entry i covers [i, i + width)
-    return int(smooth[at_least - width // 2 :].argmin()) + at_least

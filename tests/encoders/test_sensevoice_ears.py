@@ -7,32 +7,15 @@ import torch
 from duplex.fbank import fbank
 from encoders.ears import Transcript
 from encoders.sensevoice import QUERIES
-from encoders.sensevoice_ears import SenseVoiceEars, SenseVoiceEarsConfig, quietest
+from encoders.sensevoice_ears import SenseVoiceEars, SenseVoiceEarsConfig
 from encoders.sensevoice_frontend import FBANK, features
 from encoders.sensevoice_labels import RichLabels
+from tests.encoders.babble import babble, hear
 
 
 @pytest.fixture(scope="module")
 def ears() -> SenseVoiceEars:
     return SenseVoiceEars.tiny(2)
-
-
-def babble(seconds: float, seed: int = 0) -> np.ndarray:
-    """Noise in bursts of 300 ms with gaps of 100 ms."""
-    n = round(seconds * 16_000)
-    gate = (np.arange(n) % 6400) < 4800
-    return (np.random.default_rng(seed).standard_normal(n) * 0.1 * gate).astype(np.float32)
-
-
-def hear(ears, audio, chunk, turn_at=0, begin=0):
-    """Feed in chunks; the turn that starts at `begin` is announced when `turn_at` samples were heard."""
-    state, begun = ears.open(), False
-    for at in range(0, len(audio), chunk):
-        if not begun and at >= turn_at:
-            ears.begin_turn(state, begin)
-            begun = True
-        ears.feed(state, audio[at : at + chunk])
-    return state
 
 
 @pytest.mark.parametrize("chunk", [97, 320, 1000, 48_000])
@@ -117,7 +100,7 @@ def test_what_was_never_settled_is_lost_beyond_the_limit_and_memory_stays(ears):
     window = ears.window(state)
     assert len(window.frames) == 2400 and window.end == 40 * 16_000
     assert np.array_equal(window.frames, fbank(np.concatenate([babble(5, seed) for seed in range(8)]), FBANK)[-2400:])
-    assert state.buffer.nbytes < 1_000_000
+    assert state.recent.buffer.nbytes < 1_000_000
     assert ears.transcribe(window).frozen_until > window.start
 
 
@@ -166,13 +149,6 @@ def test_labels_come_with_the_words_and_no_speech_from_the_model(ears):
     other = loud.transcribe(loud.window(hear(loud, babble(2), 320)))
     assert other.no_speech != transcript.no_speech
     assert "<" not in transcript.text and "|" not in transcript.text and "▁" not in transcript.text
-
-
-def test_the_cut_is_where_it_is_quietest():
-    frames = np.full((500, 80), 3.0, np.float32)
-    frames[310:340] = -2.0
-    frames[60:90] = -5.0  # too early
-    assert 315 <= quietest(frames, 200) <= 335
 
 
 def test_settings_that_cannot_be_met_are_refused():

@@ -9,7 +9,8 @@ import soundfile
 
 from encoders.ears import Transcript
 from encoders.mel import log_mel
-from encoders.whisper_ears import EarsConfig, WhisperEars, quietest
+from encoders.whisper_ears import EarsConfig, WhisperEars
+from tests.encoders.babble import babble, hear
 
 SPEECH = Path(__file__).parent / "speech"
 
@@ -17,24 +18,6 @@ SPEECH = Path(__file__).parent / "speech"
 @pytest.fixture(scope="module")
 def ears() -> WhisperEars:
     return WhisperEars.tiny(2)
-
-
-def babble(seconds: float, seed: int = 0) -> np.ndarray:
-    """Noise in bursts of 300 ms with gaps of 100 ms."""
-    n = round(seconds * 16_000)
-    gate = (np.arange(n) % 6400) < 4800
-    return (np.random.default_rng(seed).standard_normal(n) * 0.1 * gate).astype(np.float32)
-
-
-def hear(ears, audio, chunk, turn_at=0, begin=0):
-    """Feed in chunks; the turn that starts at `begin` is announced when `turn_at` samples were heard."""
-    state, begun = ears.open(), False
-    for at in range(0, len(audio), chunk):
-        if not begun and at >= turn_at:
-            ears.begin_turn(state, begin)
-            begun = True
-        ears.feed(state, audio[at : at + chunk])
-    return state
 
 
 @pytest.mark.parametrize("chunk", [97, 320, 1000, 48_000])
@@ -127,7 +110,7 @@ def test_memory_is_bounded_over_hours(ears):
     block = babble(60)
     for _ in range(10):
         ears.feed(state, block)
-    assert state.buffer.shape == (3000, 80) and len(state.mel.rest) < 400
+    assert state.recent.buffer.shape == (3000, 80) and len(state.mel.rest) < 400
     window = ears.window(state)
     assert 2400 <= len(window.frames) <= 2402 and window.end == 600 * 16_000
     assert np.abs(window.frames - log_mel(block)[-len(window.frames) :]).max() < 1e-5
@@ -147,13 +130,6 @@ def test_same_seed_same_ears():
         for ears in (WhisperEars.tiny(2), WhisperEars.tiny(2), WhisperEars.tiny(1))
     ]
     assert texts[0] == texts[1] != texts[2]
-
-
-def test_quietest_spot_is_in_the_gap():
-    frames = np.zeros((1000, 80), np.float32)
-    frames[100:130] = -5  # before the allowed part
-    frames[640:665] = -4
-    assert 640 <= quietest(frames, 400) <= 665
 
 
 def test_wrong_configuration_is_refused():
