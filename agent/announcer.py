@@ -29,6 +29,11 @@ class Announcer:
         """A line is being spoken, or waits."""
         return bool(self._lines)
 
+    @property
+    def speaking(self) -> bool:
+        """The response under way, if any, is a line of ours."""
+        return self._epoch is not None
+
     def say(self, text: str) -> asyncio.Future[ResponseEnded]:
         """Speak `text` when the floor is quiet; the future tells how that ended, and is cancelled when the conversation ends first.
 
