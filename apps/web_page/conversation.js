@@ -138,11 +138,13 @@ export class Conversation {
         this.open = event.item_id;
         if (this.current !== null) this.silence(this.current);
         break;
+      case "input_audio_buffer.committed":
+        if (this.open === event.item_id) this.open = null;
+        break;
       case "conversation.item.input_audio_transcription.delta":
         view.user(event.item_id, event.transcript, false);
         break;
       case "conversation.item.input_audio_transcription.completed":
-        if (this.open === event.item_id) this.open = null;
         view.user(event.item_id, event.transcript, true);
         break;
       case "conversation.item.added":

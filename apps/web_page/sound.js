@@ -95,6 +95,7 @@ export class Sound {
     this.node.onprocessorerror = () => onLost("The browser's audio stopped working. Press Talk to begin again.");
     this.source = new MediaStreamAudioSourceNode(context, { mediaStream: stream });
     this.source.connect(this.node).connect(context.destination);
+    context.onstatechange = () => context.state !== "running" && context.resume(); // a telephone call, a lid that was closed
     stream.getAudioTracks()[0].onended = () => onLost("The microphone went away. Plug it in again, then press Talk.");
   }
 
@@ -119,7 +120,7 @@ export class Sound {
   }
 
   async close() {
-    this.node.port.onmessage = null;
+    this.node.port.onmessage = this.context.onstatechange = null;
     this.stream.getTracks().forEach((track) => {
       track.onended = null;
       track.stop();

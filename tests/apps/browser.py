@@ -54,10 +54,12 @@ def browser_page(
     *,
     allow_microphone: bool = True,
     arguments: tuple[str, ...] = (),
-    headless: bool = True,
+    sound_env: dict[str, str] | None = None,
     **context: Any,
 ) -> Iterator[tuple[Any, Seen]]:
-    """A page of a fresh browser (playwright's Page) and what it does. `microphone`: a WAV that starts when the page opens the device."""
+    """A page of a fresh browser (playwright's Page) and what it does. `microphone`: a WAV that starts when the page opens the device.
+    `sound_env`: the surroundings in which Chromium finds a sound card; without it, what it plays is heard nowhere. `context`: playwright's.
+    """
     from playwright.sync_api import sync_playwright
 
     switches = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required", *arguments]
@@ -77,9 +79,11 @@ def browser_page(
 
     executable = chromium_path()
     with sync_playwright() as playwright:
-        ignored = ["--mute-audio"] if not headless else []
         browser = playwright.chromium.launch(
-            executable_path=executable, args=switches, headless=headless, ignore_default_args=ignored
+            executable_path=executable,
+            args=switches,
+            env=sound_env,
+            ignore_default_args=["--mute-audio"] if sound_env is not None else [],
         )
         try:
             page = browser.new_context(**context).new_page()
