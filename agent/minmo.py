@@ -49,6 +49,8 @@ class TokenVoiceConfig:
     """Steps of the flow's solver; fewer are faster and rougher."""
     guidance: float = 0.7
     """Weight of the flow's classifier-free guidance; 0 halves its work."""
+    flow_cached: bool = True
+    """Whether a response keeps the flow's keys and values, 230 MB per second of it; if not, each step runs over everything before it."""
     max_context_tokens: int = 4096
     """Positions of the voice LM: voice prompt, text and codes of one response."""
     codes_per_step: int = 5
@@ -62,7 +64,7 @@ class TokenVoiceConfig:
 
     def flow(self, sizes: FlowConfig) -> FlowConfig:
         """The solver's settings, with a model's sizes."""
-        return replace(sizes, steps=self.steps, guidance=self.guidance)
+        return replace(sizes, steps=self.steps, guidance=self.guidance, cached=self.flow_cached)
 
 
 def load_voice(

@@ -48,6 +48,8 @@ class FlowConfig:
     """Steps of the solver; fewer are faster and rougher."""
     guidance: float = 0.7
     """Weight of classifier-free guidance; at 0 the unconditioned row is not computed, which halves the work."""
+    cached: bool = True
+    """Whether a reply keeps what the networks saw (`cache_bytes`); if not, every step runs over everything before it."""
     max_frames: int = 15_000
     """Frames of the fixed noise, hence the longest prompt and reply together."""
     noise_seed: int = 0
@@ -189,13 +191,13 @@ class Flow(nn.Module):
         speaker: Tensor | None = None,
         *,
         steps: int | None = None,
-        cached: bool = True,
+        cached: bool | None = None,
     ) -> FlowState:
         """A state for one reply.
 
         prompt_codes: [P] int64; prompt_mel: [P * R, M]; both may be empty. speaker: [S], its length does not matter. steps: instead of
-        the configured ones. cached: keep what was computed (see `cache_bytes`) instead of running over everything at each step; the
-        prompt's complete chunks are then computed here, so keep the state of a voice and `fork` it.
+        the configured ones. cached (None: as configured): keep what was computed (see `cache_bytes`) instead of running over everything
+        at each step; the prompt's complete chunks are then computed here, so keep the state of a voice and `fork` it.
 
         Frames leave when their chunk is complete, and the prompt lies on the grid too: with P = chunk - 1 past a multiple of the chunk,
         the first frames come after 1 code and the look-ahead.
@@ -222,7 +224,7 @@ class Flow(nn.Module):
             memory=None,
         )
         self._check_length(len(prompt_codes))
-        if cached:
+        if config.cached if cached is None else cached:
             state.memory = FlowMemory(self.encoder.memory(), [self.decoder.estimator.memory() for _ in range(steps)])
             self._advance(state, final=False, chunk=config.chunk)
         return state

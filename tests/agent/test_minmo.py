@@ -160,10 +160,13 @@ def test_a_profile_whose_parts_lack_weights_says_which() -> None:
 
 
 def test_the_voices_settings_reach_its_parts() -> None:
-    profile = load_profile("tiny", ["voice.steps=1", "voice.guidance=0", "voice.token2wav.first_audio_ms=200"])
+    profile = load_profile(
+        "tiny", ["voice.steps=1", "voice.guidance=0", "voice.flow_cached=false", "voice.token2wav.first_audio_ms=200"]
+    )
     voice = build_parts(profile).voice
     assert isinstance(voice, TokenVoice)
     assert voice.token2wav.config.first_audio_ms == 200  # type: ignore[union-attr]
+    assert voice.open().wav.flow.memory is None and voice.open().wav.flow.steps == 1
     with pytest.raises(ConfigError, match="voice"):
         build_parts(load_profile("tiny", ["voice.stepps=1"]))
     assert TokenVoiceConfig().steps == 10
