@@ -23,6 +23,7 @@ class Announcer:
         self._session = session
         self._lines: deque[tuple[str, asyncio.Future[ResponseEnded]]] = deque()
         self._epoch: int | None = None  # of the response that speaks the first line
+        self._live = False  # the session has begun: there were events
 
     @property
     def busy(self) -> bool:
@@ -49,7 +50,8 @@ class Announcer:
         return spoken
 
     def take(self, event: Event) -> None:
-        """Every event of the session, in order."""
+        """Every event of the session, in order. Not from within the session: it is asked to speak from here."""
+        self._live = True
         if isinstance(event, SpeculationDiscarded) and event.epoch == self._epoch:
             self._epoch = None  # the user spoke first: nobody heard the line, so it is still to be said
         elif isinstance(event, ResponseEnded) and event.epoch == self._epoch:
@@ -66,7 +68,7 @@ class Announcer:
         self._epoch = None
 
     def _begin(self) -> None:
-        if self._epoch is not None or self._session.turns.floor != "quiet" or self._session.finished:
+        if not self._live or self._epoch is not None or self._session.turns.floor != "quiet" or self._session.finished:
             return
         while self._lines and self._lines[0][1].cancelled():
             self._lines.popleft()

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from agent.build import build_parts, build_session
 from agent.profiles import load_profile
@@ -56,15 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--play-rate", type=int, default=voice.rate_hz, metavar="HZ", help="its sample rate (default: %(default)s)")
     parser.add_argument("--half-duplex", action="store_true", help="for satellites that do not cancel the agent's echo")
-    parser.add_argument(
-        "--quiet", type=float, default=talk.quiet_s, metavar="S", help="silence that ends a conversation (default: %(default)g)"
-    )
-    parser.add_argument(
-        "--starved", type=float, default=talk.starved_s, metavar="S", help="time without audio that ends it (default: %(default)g)"
-    )
-    parser.add_argument(
-        "--longest", type=float, default=talk.longest_s, metavar="S", help="longest conversation (default: %(default)g)"
-    )
+    seconds: dict[str, Any] = {"type": float, "metavar": "S"}
+    parser.add_argument("--quiet", **seconds, default=talk.quiet_s, help="silence that ends a conversation (default: %(default)g)")
+    parser.add_argument("--starved", **seconds, default=talk.starved_s, help="time without audio that does (default: %(default)g)")
+    parser.add_argument("--longest", **seconds, default=talk.longest_s, help="longest conversation (default: %(default)g)")
     parser.add_argument("--levels", action="store_true", help="publish levels as events, too")
     parser.add_argument("--debug", action="store_true", help="say what comes and goes")
     parser.add_argument("--profile", default="edge", help="profile name or YAML file (default: edge)")
@@ -108,7 +104,8 @@ async def serve(
         async with Dialogue(open_session, link.send, talk, sites, sessions) as dialogue:
             serving = asyncio.create_task(link.run(dialogue.take, dialogue.changed), name="mqtt-link")
             try:
-                await asyncio.wait({serving, wish}, return_when=asyncio.FIRST_COMPLETED)
+                ends: set[asyncio.Future[Any]] = {serving, wish}
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 if serving.done():
                     serving.result()
             finally:
@@ -164,10 +161,15 @@ def _stop_wishes() -> Iterator[asyncio.Future[int]]:
     """A future that holds the exit code once somebody wants the program to stop."""
     loop = asyncio.get_running_loop()
     wish: asyncio.Future[int] = loop.create_future()
+
+    def stop(code: int) -> None:
+        if not wish.done():
+            wish.set_result(code)
+
     with contextlib.ExitStack() as stack:
         stack.callback(wish.cancel)
         for number, code in ((signal.SIGINT, 128 + signal.SIGINT), (signal.SIGTERM, 0)):
             with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows, or not the main thread
-                loop.add_signal_handler(number, lambda code=code: wish.done() or wish.set_result(code))
+                loop.add_signal_handler(number, stop, code)
                 stack.callback(loop.remove_signal_handler, number)
         yield wish

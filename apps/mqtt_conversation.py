@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agent.announcer import Announcer
-from agent.chat_template import Message
 from agent.session import Session
 from agent.transport import Transport
 from apps import hermes
@@ -89,6 +88,7 @@ class Conversation:
         talks = not start.notification
         self.transport = SatelliteTransport(self._play, config.playback, listen=talks, half_duplex=config.half_duplex and talks)
         self._session = open_session(self.transport)
+        self._session.observe(self._follow)
         self._events = self._session.events()
         self._announcer = Announcer(self._session)
         self._over: asyncio.Future[Ending] = loop.create_future()
@@ -98,7 +98,8 @@ class Conversation:
         self._floor = "quiet"
         self._turn_at: int | None = None  # where the user's open turn began
         self._leaving = False  # the user has said goodbye
-        self._heard: list[tuple[int, str]] = []  # how much had gone out when which words of the response had
+        self._heard: list[tuple[int, str]] = []  # how much sound the satellite's side had when which words had been said
+        self._cut: dict[int, str] = {}  # epoch of an interrupted response -> its words that were handed over
         self._bad_frames = 0
         self.error: str | None = None
         """What went wrong, for sessionEnded."""
@@ -181,7 +182,6 @@ class Conversation:
     async def _pump(self) -> None:
         async for event in self._events:
             self._announcer.take(event)
-            self.transport.steer(event)
             self._tell(event)
 
     async def _watch(self) -> None:
@@ -190,7 +190,7 @@ class Conversation:
         while True:
             await asyncio.sleep(0.1)
             now = loop.time()
-            if self._floor != "quiet" or self._announcer.busy or self.transport.committed():
+            if self._floor != "quiet" or self._announcer.busy or self.transport.busy():
                 self._active = now
             if self.transport.starved_s() > config.starved_s:
                 self.end("timeout", f"The satellite has sent no sound for {config.starved_s:g} s.")
@@ -206,7 +206,7 @@ class Conversation:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait({spoken})
             deadline = asyncio.get_running_loop().time() + 5.0
-            while self.transport.committed() and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110  (time passes, no event)
+            while self.transport.busy() and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110  (time passes, no event)
                 await asyncio.sleep(0.02)
         if report:
             self._send(hermes.say_finished(self.start.site, say_id, self.id if self.start.announced else None))
@@ -238,26 +238,25 @@ class Conversation:
                 self._send(hermes.text_captured(self.id, site, text, max(lasted, 0.0), self.start.wakeword, self.start.lang))
                 self._turns, self._turn_at = self._turns + 1, None
                 self._leaving = text.lower().strip(" .,!?") in self._config.farewells
-            case ResponseStarted():
-                self._heard = []
-            case AgentTranscript():
-                self._heard.append((self.transport.playback.taken, event.heard))
-            case ResponseEnded(reason="interrupted" | "cancelled"):
-                event = self._as_heard(event)
+            case ResponseEnded():
+                event = replace(event, heard=self._cut.pop(event.epoch, event.heard))
         if self.start.announced and (self._config.levels or not isinstance(event, Levels)):
             fleeting = isinstance(event, Levels | AgentTranscript | ResponseStarted) or (
                 isinstance(event, UserTranscript) and not event.final
             )
             self._send(hermes.event(site, self.id, as_dict(event), keep=not fleeting))
 
-    def _as_heard(self, event: ResponseEnded) -> ResponseEnded:
-        """An interrupted response without the words that were taken back before the satellite had them; the history forgets them too."""
-        until = self.transport.playback.taken - self.transport.unheard
-        heard = next((text for taken, text in reversed(self._heard) if taken <= until), "")
-        if not self.transport.unheard or not event.heard.startswith(heard):
-            return event
-        messages, was = self._session.history.messages, " ".join(event.heard.split())
-        if was and messages and messages[-1].role == "assistant" and messages[-1].text.endswith(was):
-            kept = f"{messages[-1].text[: -len(was)]}{' '.join(heard.split())}".strip()
-            messages[-1:] = [Message("assistant", kept)] if kept else []
-        return replace(event, heard=heard)
+    def _follow(self, event: Event) -> None:
+        """At once, between two frames: what was interrupted goes no further, and its words that nobody will hear are forgotten."""
+        self.transport.steer(event)
+        match event:
+            case ResponseStarted():
+                self._heard = []
+            case AgentTranscript():
+                self._heard.append((self.transport.playback.taken, event.heard))
+            case ResponseEnded(reason="interrupted" | "cancelled") if self.transport.unheard:
+                until = self.transport.playback.taken - self.transport.unheard
+                heard = next((text for taken, text in reversed(self._heard) if taken <= until), "")
+                if len(heard) < len(event.heard):
+                    self._cut[event.epoch] = heard
+                    self._session.history.rewrite(("agent", event.epoch), heard)

@@ -160,9 +160,15 @@ class Playback:
         left = self._sent[-1].ends - now
         return max(left, FRAME_MS / 1000) if self._reports else max(left, 0.0)
 
+    def busy(self, now: float) -> bool:
+        """Something is still to be played, here or at the satellite."""
+        return self.waiting > 0 or self.left_s(now) > 0
+
     def committed(self, now: float) -> int:
-        """Agent samples taken and not yet played: here or at the satellite."""
-        return self.waiting + round(self.left_s(now) * AGENT_RATE_HZ)
+        """Agent samples until what is decided now is heard: a beginning after a silence, a stop while the satellite plays."""
+        if self.busy(now):
+            return round(self.left_s(now) * AGENT_RATE_HZ)
+        return AGENT_RATE_HZ * (self.config.chunk_ms + self.config.lead_ms) // 1000
 
     @property
     def waiting(self) -> int:

@@ -100,11 +100,15 @@ class SatelliteTransport:
         self._deaf = deaf
 
     def steer(self, event: Event) -> None:
-        """What the conversation's events mean for what was not handed over yet."""
+        """What the conversation's events mean for what was not handed over yet; for `Session.observe`, so that no frame comes between."""
         if isinstance(event, FloorChanged):
             self.playback.pause() if event.floor == "held" else self.playback.go_on()
         elif isinstance(event, ResponseEnded) and event.reason in ("interrupted", "cancelled"):
             self.unheard = self.playback.drop()
+
+    def busy(self) -> bool:
+        """Something is still to be played."""
+        return self.playback.busy(self._loop.time())
 
     def starved_s(self) -> float:
         """Seconds since the satellite sent anything; 0 for an announcement."""
@@ -141,7 +145,7 @@ class SatelliteTransport:
             self._hand_over(piece, sound)
 
     def committed(self) -> int:
-        """See agent.transport.Transport."""
+        """See agent.transport.Transport: at a beginning until the satellite has its first piece, else what it has to play."""
         return self.playback.committed(self._loop.time())
 
     async def close(self) -> None:
@@ -156,7 +160,7 @@ class SatelliteTransport:
 
     def _next_frame(self) -> Frame:
         near = self._frames.popleft()
-        if self._half_duplex and self.playback.committed(now := self._loop.time()):
+        if self._half_duplex and self.playback.busy(now := self._loop.time()):
             self._closed_until = now + TAIL_S
         if self._deaf or self._loop.time() < self._closed_until:
             near = np.zeros(USER_FRAME, np.float32)
