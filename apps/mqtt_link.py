@@ -122,7 +122,9 @@ class Link:
     MOST_KEPT_OUT = 1024
 
     def __init__(self, config: BrokerConfig, topics: Sequence[str]) -> None:
-        self.config, self.stats, self.connected = config, LinkStats(), False
+        self.config, self.stats = config, LinkStats()
+        self.client: aiomqtt.Client | None = None
+        """The connection, None while there is none."""
         self._topics = list(topics)
         self._context = config.context()
         self._out: deque[Outgoing] = deque()
@@ -130,6 +132,11 @@ class Link:
         self._ready = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker is there."""
+        return self.client is not None
 
     def send(self, message: Outgoing) -> None:
         """Queue a message; never waits. See the top of the file for what gives way."""
@@ -199,7 +206,7 @@ class Link:
                 log.error("The broker does not let us read %s: what comes there will be missing. See its access rules.", topic)
 
     async def _serve(self, client: aiomqtt.Client, take: Callable[[str, bytes], None], changed: Callable[[bool], None]) -> None:
-        self.connected = True
+        self.client = client
         self.stats.connections += 1
         self.send(status(True))
         changed(True)
@@ -210,7 +217,7 @@ class Link:
             for task in done:
                 task.result()
         finally:
-            self.connected = False
+            self.client = None
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
