@@ -112,6 +112,33 @@ def find_device(kind: Kind, wanted: str | None, devices: list[Device] | None = N
     return chosen[0]
 
 
+def find_again(device: Device, kind: Kind, wanted: str | None, devices: list[Device] | None = None) -> Device:
+    """As `find_device`, for a device that went away: numbers are dealt anew then, so one that was chosen by number is known by its name.
+
+    Raises DeviceError when it is not there.
+    """
+    devices = list_devices() if devices is None else devices
+    if wanted is None or not wanted.strip().isdecimal():
+        return find_device(kind, wanted, devices)
+    same = [other for other in devices if (other.name, other.host) == (device.name, device.host) and other.channels(kind) > 0]
+    if not same:
+        raise DeviceError(f"The {NAMES[kind]} {device.name!r} is not connected; there are: {_names(devices) or 'none'}.")
+    return min(same, key=lambda other: abs(other.index - device.index))
+
+
+def rescan_devices() -> None:
+    """Let PortAudio look for devices again, which it does only when it starts. Every stream must be closed.
+
+    Raises DeviceError when the sound system does not start.
+    """
+    sounddevice = load_sounddevice()
+    try:
+        sounddevice._terminate()
+        sounddevice._initialize()
+    except sounddevice.PortAudioError as error:
+        raise DeviceError(f"The sound system does not answer ({error}); check that it runs, then try again.") from None
+
+
 def _names(devices: list[Device]) -> str:
     return ", ".join(f"{device.index} {device.name!r}" for device in devices)
 

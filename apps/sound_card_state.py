@@ -30,11 +30,21 @@ class SoundCardConfig:
     """A device whose callback is silent so long is gone."""
     start_s: float = 2.5
     """The first callback may take so long, and a young stream may stutter."""
+    away_s: float = 120.0
+    """The conversation waits so long for a device that went away; 0 does not wait."""
+    retry_s: float = 0.5
+    """Between two looks whether it is back."""
+    rate_window_s: float = 3.0
+    """A stream's rate is measured over so long; twice in a row off by more than `rate_tolerance`, and it is opened anew."""
+    rate_tolerance: float = 0.06
+    """Share of the rate; the two nearest rates in use, 44.1 and 48 kHz, are 8 % apart."""
 
     def __post_init__(self) -> None:
-        for key in ("latency_ms", "queue_ms", "slack_ms", "gone_s", "start_s"):
+        for key in ("latency_ms", "queue_ms", "slack_ms", "gone_s", "start_s", "retry_s", "rate_window_s", "rate_tolerance"):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key} must be positive, not {getattr(self, key)}.")
+        if self.away_s < 0:
+            raise ConfigError(f"away_s must not be negative, not {self.away_s}.")
         least = self.queue_ms + self.slack_ms + 2 * FRAME_MS
         if self.most_committed_ms < least:
             raise ConfigError(f"most_committed_ms must be at least {least} (queue and slack), not {self.most_committed_ms}.")
@@ -58,6 +68,8 @@ class SoundCardStats:
     """Silence put in because the loudspeaker's queue had shrunk."""
     realigned: int = 0
     """Times the echo reference was moved against the microphone."""
+    reopened: int = 0
+    """Times a device went away, or changed its rate, and the conversation went on."""
 
 
 class StreamClock:
@@ -78,6 +90,29 @@ class StreamClock:
         if self._count < 4:
             return None
         return float(np.nanmedian(self._offsets))
+
+
+class RateWatch:
+    """Notices that a stream runs at another rate than it was opened with, as a headset does that turns from music to telephony."""
+
+    def __init__(self, rate_hz: int, config: SoundCardConfig) -> None:
+        self._rate_hz, self._config = rate_hz, config
+        self._since_s: float | None = None
+        self._count = 0
+        self._off = 0
+
+    def measure(self, count: int, now_s: float) -> float | None:
+        """With `count` samples seen until now: the rate in Hz when it was off over two windows in a row, else None."""
+        if self._since_s is None:
+            self._since_s, self._count = now_s, count
+        past_s = now_s - self._since_s
+        if past_s < self._config.rate_window_s:
+            return None
+        measured_hz = (count - self._count) / past_s
+        self._since_s, self._count = now_s, count
+        off = abs(measured_hz / self._rate_hz - 1) > self._config.rate_tolerance
+        self._off = self._off + 1 if off else 0
+        return measured_hz if self._off >= 2 else None
 
 
 def plausible(stamp_s: float, current_s: float, now_s: float, usual_s: float) -> float:

@@ -82,7 +82,7 @@ async def _talk(
     worker = Worker()
     try:
         async with await SoundCards.open(args.input, args.output) as cards:
-            console.print(f"Listening to {cards.microphone.name!r}, speaking through {cards.loudspeaker.name!r}.", highlight=False)
+            console.print("Listening to {}, speaking through {}.".format(*cards.names()), highlight=False)
             transport: Transport = cards if recorder is None else RecordedTransport(cards, recorder)
             session = build_session(profile, parts, transport, worker, echo=args.echo, system_prompt=args.system)
             return await converse(session, view, console, recorder, cards)
