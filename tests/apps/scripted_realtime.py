@@ -61,7 +61,7 @@ class ScriptedRealtime:
 
     def install(self, app: FastAPI) -> None:
         """Adds the routes."""
-        app.get("/readyz")(lambda: Response("ready"))
+        app.get("/healthz")(lambda: Response("ready"))
         app.websocket("/v1/realtime")(self._serve)
 
     async def _serve(self, websocket: WebSocket) -> None:

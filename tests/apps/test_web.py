@@ -1,0 +1,204 @@
+"""The web door as its user meets it: the command, and Chromium in a conversation with the real weights, heard back from its recording."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("gradio", reason="needs the extra web: pip install 'duologue[web]'")
+
+from agent.build import build_parts
+from agent.host import Host
+from agent.parts import Parts
+from agent.profiles import Profile, load_profile
+from apps.bench_clips import clips
+from apps.realtime import AccessConfig
+from apps.web import add_arguments, check_certificate, web_app
+from duplex.audio import Samples
+from duplex.errors import ConfigError
+from duplex.levels import level_db
+from duplex.resample import resample
+from tests.apps.browser import browser_page, downloaded_recording, write_microphone
+from tests.apps.scripted_realtime import free_port, running
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def web(profile: Profile, parts: Parts, **options: Any) -> Iterator[tuple[Host, str]]:
+    """The door in a thread of this process, on loaded parts."""
+    host = Host(profile, parts, max_sessions=1)
+    with running(web_app(host, AccessConfig(**options)), free_port()) as url:
+        yield host, url
+
+
+# -- the command --------------------------------------------------------------------------------------------------------------------
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_arguments_and_what_is_wrong_with_them(tmp_path: Path) -> None:
+    assert arguments().port == 7860 and arguments().host == "127.0.0.1"
+    check_certificate(arguments())
+    with pytest.raises(ConfigError, match="both"):
+        check_certificate(arguments("--ssl-certfile", "cert.pem"))
+    with pytest.raises(ConfigError, match="no file"):
+        check_certificate(arguments("--ssl-certfile", str(tmp_path / "cert.pem"), "--ssl-keyfile", str(tmp_path / "key.pem")))
+
+
+def test_the_command_prints_its_address_and_ends_on_sigterm() -> None:
+    command = [sys.executable, "-m", "apps", "web", "--profile", "tiny", "--port", "0", "--api-key", "a b"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            line = next(line for line in server.stdout if "Listening" in line)
+            found = re.search(r"http://127\.0\.0\.1:\d+/#key=a%20b$", line.strip())
+            assert found, line
+            with urllib.request.urlopen(found[0].partition("#")[0]) as answer:
+                assert "Duologue" in answer.read().decode()
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(20) == 0
+        finally:
+            server.kill()
+
+
+# -- with a server of real sessions -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_keys_and_places(tmp_path: Path) -> None:
+    """The real server behind the page: a key in the address lets in, none is explained, and the second of one place is told so."""
+    profile = load_profile("tiny")
+    microphone = write_microphone(tmp_path / "mic.wav", np.zeros(1600, np.float32), 16000)
+    with web(profile, build_parts(profile), api_key="secret") as (host, url):
+        with browser_page(microphone) as (page, seen), browser_contexts(page) as other:
+            page.goto(f"{url}/")
+            page.get_by_role("button", name="Talk").click()
+            page.wait_for_function("document.querySelector('.problem').textContent.includes('asks for an access key')")
+            page.get_by_role("button", name="Settings").click()
+            page.get_by_label("Access key").fill("wrong")
+            page.get_by_role("button", name="Talk").click()
+            page.wait_for_function("document.querySelector('.problem').textContent.includes('the access key is wrong')")
+            page.get_by_label("Access key").fill("secret")
+            page.get_by_role("button", name="Talk").click()
+            page.wait_for_function("document.querySelector('.status').textContent === 'Listening.'")
+            assert host.places_taken == 1
+            other.goto(f"{url}/#key=secret")
+            other.get_by_role("button", name="Talk").click()
+            other.wait_for_function("document.querySelector('.problem').textContent.includes('All places')")
+            page.get_by_role("button", name="Stop", exact=True).click()
+            deadline = time.monotonic() + 5
+            while host.places_taken and time.monotonic() < deadline:
+                page.wait_for_timeout(50)
+            assert host.places_taken == 0
+            other.get_by_role("button", name="Talk").click()
+            other.wait_for_function("document.querySelector('.status').textContent === 'Listening.'")
+            other.close()
+            while host.places_taken and time.monotonic() < deadline + 5:
+                page.wait_for_timeout(50)
+            assert host.places_taken == 0, "a page that is closed leaves at once"
+            assert seen.foreign == []
+
+
+@contextmanager
+def browser_contexts(page: Any) -> Iterator[Any]:
+    """A second, independent page of the same browser."""
+    other = page.context.browser.new_context().new_page()
+    yield other
+    other.context.close()
+
+
+# -- a conversation -----------------------------------------------------------------------------------------------------------------
+
+
+def utterances(sound: Samples, rate_hz: int, gap_s: float = 0.6) -> list[Samples]:
+    """[n] -> the stretches at 16 kHz that lie between silences of at least gap_s."""
+    audio = resample(sound, rate_hz, 16000)
+    frames = [level_db(audio[at : at + 320]) > -45 for at in range(0, len(audio) - 320, 320)]
+    loud = np.flatnonzero(frames)
+    found, start = [], int(loud[0])
+    for this, following in zip(loud, [*loud[1:], 10**9], strict=True):
+        if following - this > gap_s * 50:
+            found.append(audio[max(start - 10, 0) * 320 : (int(this) + 10) * 320])
+            start = int(following)
+    return [part for part in found if len(part) > 0.4 * 16000]
+
+
+def heard(parts: Parts, sound: Samples, rate_hz: int) -> str:
+    """What our ears hear in a recording."""
+    words = []
+    for part in utterances(sound, rate_hz):
+        for at in range(0, len(part), 20 * 16000):
+            state = parts.ears.open()
+            parts.ears.feed(state, part[at : at + 20 * 16000])
+            parts.ears.begin_turn(state, 0)
+            words.append(parts.ears.transcribe(parts.ears.window(state)).text)
+    return " ".join(words)
+
+
+def likeness(a: str, b: str) -> float:
+    """Share of words in common, in order."""
+    left, right = (re.findall(r"[a-z0-9']+", text.lower()) for text in (a, b))
+    return SequenceMatcher(None, left, right, autojunk=False).ratio()
+
+
+TURNS = (clips("long_questions")[0], clips("interruptions")[0], clips("questions")[6])
+
+
+def three_turns(path: Path) -> Path:
+    """A request, an interruption three and a half seconds after it, and a last question after a while, as a microphone."""
+    silence = lambda seconds: np.zeros(round(seconds * 16000), np.float32)  # noqa: E731
+    request, interruption, question = (clip.samples() for clip in TURNS)
+    sound = np.concatenate([silence(1.0), request, silence(3.5), interruption, silence(8.0), question])
+    return write_microphone(path, sound, 16000)
+
+
+@pytest.mark.browser
+@pytest.mark.weights
+def test_three_turns_with_an_interruption(edge_weights: dict[str, Path], tmp_path: Path) -> None:
+    profile = load_profile("edge")
+    parts = build_parts(profile)
+    with web(profile, parts) as (_, url), browser_page(three_turns(tmp_path / "mic.wav")) as (page, seen):
+        page.goto(url)
+        page.get_by_role("checkbox", name="Record both sides").check()
+        page.get_by_role("button", name="Talk").click()
+        page.set_default_timeout(60000)
+        page.wait_for_function("document.querySelector('.transcript').textContent.match(/bees/i)")
+        page.wait_for_function("duologue.conversation.current === null && duologue.conversation.latencies.length >= 3")
+        page.wait_for_timeout(500)
+        page.screenshot(path=tmp_path / "conversation.png", full_page=True)
+        latencies = page.evaluate("duologue.conversation.latencies")
+        speech = page.evaluate("({...duologue.conversation.speech})")
+        said = page.locator(".turn.user > span").all_inner_texts()
+        heard_of_agent = page.locator(".turn.agent > span > span").all_inner_texts()
+        unheard = page.locator(".turn.agent s").all_inner_texts()
+        page.get_by_role("button", name="Stop", exact=True).click()
+        user, agent, rate = downloaded_recording(page, tmp_path / "conversation.wav")
+
+    assert (seen.foreign, seen.errors) == ([], [])
+    expected = " ".join(clip.text for clip in TURNS)
+    assert likeness(" ".join(said), expected) > 0.75, said
+    assert unheard, "words that the interruption cut off are struck out"
+    assert sum(turn["stopS"] is not None for turn in latencies) == 1
+    assert all(0 < turn["responseS"] < 5 for turn in latencies if turn["responseS"] is not None), latencies
+    assert len(speech["user"]) >= 3 and len(speech["agent"]) >= 3
+    assert likeness(heard(parts, user, rate), expected) > 0.75
+    told = " ".join(heard_of_agent)
+    assert likeness(heard(parts, agent, rate), told) > 0.7, told
