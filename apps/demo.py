@@ -10,6 +10,7 @@ from agent.profiles import load_profile
 from apps.file import add_conversation_arguments, converse_with_file, latency_table
 from apps.interrupts import put_off
 from apps.transcript_lines import lines_of
+from apps.voice_flags import voice_of
 from duplex.errors import OutputError
 
 DEMO = Path(__file__).parent / "samples" / "demo.flac"
@@ -31,8 +32,9 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise OutputError(f"{folder} could not be made: {error.strerror or error}.") from error
     profile = load_profile(args.profile, args.set)
+    voice = voice_of(args)
     with put_off():
-        parts = build_parts(profile)
+        parts = build_parts(profile, voice=voice)
     result = converse_with_file(profile, parts, DEMO, folder / "conversation.wav", paced=args.paced, system=args.system)
     print("\nThe conversation\n")
     for line in lines_of(result.events):

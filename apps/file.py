@@ -27,6 +27,7 @@ from apps.interrupts import put_off
 from apps.sound_files import open_sound
 from apps.stereo_writer import StereoWriter
 from apps.transcript_lines import lines_of
+from apps.voice_flags import add_voice_arguments, voice_of
 from duplex.audio import AGENT_RATE_HZ
 from duplex.errors import InputError, OutputError
 from duplex.events import Event, Levels
@@ -52,6 +53,7 @@ def add_conversation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--paced", action="store_true", help="play in real time instead of faster")
     parser.add_argument("--system", help="what to tell the LLM it is")
+    add_voice_arguments(parser)
 
 
 @dataclass(slots=True)
@@ -76,8 +78,9 @@ def run(args: argparse.Namespace) -> int:
     _check_paths(Path(args.user), Path(args.out))
     with open_sound(args.user):  # refuse a bad file before the models load
         pass
+    voice = voice_of(args)
     with put_off():
-        parts = build_parts(profile)
+        parts = build_parts(profile, voice=voice)
     result = converse_with_file(profile, parts, Path(args.user), Path(args.out), paced=args.paced, system=args.system)
     for warning in result.warnings:
         print(f"Note: {warning}")

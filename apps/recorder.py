@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -79,16 +80,17 @@ class Recorder:
 
 
 class RecordedTransport:
-    """Another transport, with everything that passes written down."""
+    """Another transport, with everything that passes written down; the microphone's side as silence while `hushed` says so."""
 
-    def __init__(self, inner: Transport, recorder: Recorder) -> None:
-        self._inner, self._recorder = inner, recorder
+    def __init__(self, inner: Transport, recorder: Recorder, hushed: Callable[[], bool] | None = None) -> None:
+        self._inner, self._recorder, self._hushed = inner, recorder, hushed
 
     async def receive(self) -> Frame | None:
         """As the inner transport's."""
         frame = await self._inner.receive()
         if frame is not None:
-            self._recorder.frame(frame)
+            quiet = self._hushed is not None and self._hushed()
+            self._recorder.frame(Frame(frame.start, np.zeros_like(frame.near), frame.far) if quiet else frame)
         return frame
 
     async def send(self, samples: Samples) -> None:

@@ -91,6 +91,13 @@ class SoundReader:
         finally:
             self.close()
 
+    def whole(self) -> Iterator[Samples]:
+        """The same sound at its own rate `rate_hz`, mono, in blocks of any length; for short recordings. Instead of iterating, once."""
+        try:
+            yield from (mono for mono, _, _, _ in self._decoded())
+        finally:
+            self.close()
+
     def _decoded(self) -> Iterator[tuple[Samples, float, int, int]]:
         """(mono [n], peak, clipped samples, n), checked for bad numbers."""
         block = max(1, int(self.rate_hz * READ_SECONDS))

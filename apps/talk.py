@@ -9,10 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import signal
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,8 +26,13 @@ from apps.devices import find_device, list_devices
 from apps.interrupts import put_off
 from apps.recorder import RecordedTransport, Recorder
 from apps.sound_cards import SoundCards
+from apps.talk_keys import has_keys, stop_wishes
+from apps.talk_microphone import GatedTransport, MicrophoneGate
 from apps.talk_view import TalkView
+from apps.voice_flags import add_voice_arguments, voice_of
 from duplex.echo import EchoKind
+from duplex.errors import ConfigError
+from duplex.events import Event, Trouble
 
 REDRAW_S = 0.1
 
@@ -39,25 +41,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `duologue talk`."""
     parser.add_argument("--input", metavar="NAME", help="microphone: its number, or a part of its name (see `duologue devices`)")
     parser.add_argument("--output", metavar="NAME", help="loudspeaker, likewise")
+    echo = parser.add_mutually_exclusive_group()
+    echo.add_argument("--echo", choices=get_args(EchoKind), help="how to keep the agent from hearing itself; none with headphones")
+    echo.add_argument(
+        "--half-duplex",
+        dest="echo",
+        action="store_const",
+        const="half_duplex",
+        help="shut the microphone while the agent speaks (the same as --echo half_duplex)",
+    )
     parser.add_argument(
-        "--echo", choices=get_args(EchoKind), help="how to keep the agent from hearing itself; none with headphones"
+        "--push-to-talk", action="store_true", help="the microphone is shut until you press space, and after the next press again"
     )
     parser.add_argument("--profile", default="edge", help="profile name or YAML file (default: edge)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a profile key")
     parser.add_argument("--system", help="what to tell the LLM it is")
+    add_voice_arguments(parser)
     parser.add_argument("--record", metavar="DIR", type=Path, help="write conversation.wav and events.jsonl into this folder")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Entry point; 0 after q, 130 after Ctrl-C. Raises DeviceError, ConfigError, WeightsError, OutputError."""
+    """Entry point; 0 after q, 130 after Ctrl-C. Raises DeviceError, ConfigError, InputError, WeightsError, OutputError."""
+    if args.push_to_talk and not has_keys():
+        raise ConfigError("--push-to-talk needs a terminal whose keys can be read; start it in one, or leave the option out.")
     devices = list_devices()
     find_device("input", args.input, devices)
     find_device("output", args.output, devices)
     profile = load_profile(args.profile, args.set)
+    voice = voice_of(args)
     console = Console()
     console.print(f"Loading the profile {profile.name} ...")
     with put_off():
-        parts = build_parts(profile)
+        parts = build_parts(profile, voice=voice)
     view = TalkView()
     with contextlib.ExitStack() as stack:
         recorder = stack.enter_context(Recorder(args.record)) if args.record else None
@@ -83,32 +98,57 @@ async def _talk(
     try:
         async with await SoundCards.open(args.input, args.output) as cards:
             console.print("Listening to {}, speaking through {}.".format(*cards.names()), highlight=False)
-            transport: Transport = cards if recorder is None else RecordedTransport(cards, recorder)
-            session = build_session(profile, parts, transport, worker, echo=args.echo, system_prompt=args.system)
-            return await converse(session, view, console, recorder, cards)
+            gate = MicrophoneGate(args.push_to_talk)
+            transport: Transport = cards if recorder is None else RecordedTransport(cards, recorder, gate.shut)
+            gated = GatedTransport(transport, gate)
+            session = build_session(profile, parts, gated, worker, echo=args.echo, system_prompt=args.system)
+            return await converse(session, view, console, recorder, cards, gate)
     finally:
         worker.close()
 
 
 async def converse(
-    session: Session, view: TalkView, console: Console, recorder: Recorder | None = None, cards: SoundCards | None = None
+    session: Session,
+    view: TalkView,
+    console: Console,
+    recorder: Recorder | None = None,
+    cards: SoundCards | None = None,
+    gate: MicrophoneGate | None = None,
 ) -> int:
     """Show a session until its transport ends, q is typed, or Ctrl-C comes; the exit code. Raises what broke the session."""
     events = session.events()
+    gate = gate or MicrophoneGate()
     # redrawn by our own task: rich's thread would read the view while events change it
     live = Live(get_renderable=view.render, console=console, auto_refresh=False) if console.is_terminal else None
 
+    def take(event: Event) -> None:
+        if recorder is not None:
+            recorder.event(event)
+        for line in view.take(event):
+            if live is None:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def look() -> None:
+        """What the view shows besides events."""
+        view.underruns = session.playout.underruns + (cards.stats.underruns if cards is not None else 0)
+        view.microphone, view.keys = gate.state(), gate.keys()
+        if cards is not None:
+            view.device_ms = cards.latency_ms()
+        if session.echo is not None:
+            view.echo, view.echo_trusted = session.echo.kind, session.echo.trusted
+
     async def show() -> None:
         async for event in events:
-            if recorder is not None:
-                recorder.event(event)
-            view.underruns = session.playout.underruns + (cards.stats.underruns if cards is not None else 0)
-            for line in view.take(event):
-                if live is None:
-                    console.print(line, highlight=False, markup=False, soft_wrap=True)
+            look()
+            take(event)
+
+    if cards is not None:
+        cards.on_note = lambda text: take(Trouble(session.now, text))
+        cards.on_reopened = lambda: session.echo.reset() if session.echo is not None else None
 
     async def redraw() -> None:
         while live is not None:
+            look()
             live.refresh()
             await asyncio.sleep(REDRAW_S)
 
@@ -123,7 +163,7 @@ async def converse(
 
     showing = asyncio.create_task(show(), name="show")
     redrawing = asyncio.create_task(redraw(), name="redraw")
-    with live or contextlib.nullcontext(), _stop_wishes() as wish:
+    with live or contextlib.nullcontext(), stop_wishes(gate.press) as wish:
         try:
             async with session:
                 await last_until(wish)
@@ -134,43 +174,3 @@ async def converse(
             await asyncio.gather(showing, redrawing, return_exceptions=True)
         code = wish.result() if wish.done() else 0
     return code
-
-
-@contextlib.contextmanager
-def _stop_wishes() -> Iterator[asyncio.Future[int]]:
-    """A future that holds the exit code once the user wants to stop: 0 for q, 130 for Ctrl-C. The terminal is left as it was."""
-    loop = asyncio.get_running_loop()
-    wish: asyncio.Future[int] = loop.create_future()
-
-    def stop(code: int) -> None:
-        if not wish.done():
-            wish.set_result(code)
-
-    with contextlib.ExitStack() as stack:
-        stack.callback(wish.cancel)
-        with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows, or not the main thread: KeyboardInterrupt does it
-            loop.add_signal_handler(signal.SIGINT, stop, 128 + signal.SIGINT)
-            stack.callback(loop.remove_signal_handler, signal.SIGINT)
-        if sys.stdin is not None and sys.stdin.isatty():
-            stack.enter_context(_keys(lambda key: stop(0) if key in (b"q", b"Q") else None))
-        yield wish
-
-
-@contextlib.contextmanager
-def _keys(pressed: Callable[[bytes], None]) -> Iterator[None]:
-    """Calls `pressed(byte)` for each key on a POSIX terminal, unbuffered; elsewhere Ctrl-C has to do."""
-    try:
-        import termios
-        import tty
-    except ImportError:
-        yield
-        return
-    loop, keyboard = asyncio.get_running_loop(), sys.stdin.fileno()
-    before = termios.tcgetattr(keyboard)
-    tty.setcbreak(keyboard)
-    loop.add_reader(keyboard, lambda: pressed(os.read(keyboard, 1)))
-    try:
-        yield
-    finally:
-        loop.remove_reader(keyboard)
-        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)

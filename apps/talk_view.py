@@ -13,6 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from apps.transcript_lines import labels_of
 from duplex.audio import seconds
 from duplex.events import (
     AgentTranscript,
@@ -22,6 +23,7 @@ from duplex.events import (
     Levels,
     ResponseEnded,
     ResponseStarted,
+    SpeechLabelled,
     Trouble,
     UserTranscript,
 )
@@ -67,9 +69,17 @@ class TalkView:
         self.stops_s: list[float] = []
         self.troubles: deque[str] = deque(maxlen=3)
         self.underruns = 0
+        self.microphone = "open"
+        self.keys = ""
+        self.echo: str | None = None
+        """The canceller in use; None when there is none to speak of."""
+        self.echo_trusted = True
+        self.device_ms: float | None = None
+        """From the microphone to the loudspeaker, by the devices' own account."""
         self.now = 0
         self._user: Line | None = None
         self._replies: dict[int, Line] = {}
+        self._labels = ""
 
     def take(self, event: Event) -> list[str]:
         """Note an event; returns finished lines of plain text, for a screen that cannot be redrawn."""
@@ -79,10 +89,15 @@ class TalkView:
                 self.floor = floor
             case Levels():
                 self.user_db, self.agent_db, self.erle_db = event.user_db, event.agent_db, event.erle_db
+            case SpeechLabelled():
+                self._labels = labels_of(event)
+                if self._user is not None:
+                    self._user.note = self._labels
             case UserTranscript():
                 return self._user_said(event)
             case Backchannel():
                 self._forget_user()
+                self._labels = ""
                 return self._add(Line(event.at, "you", event.text or "(a sound)", done=True, note="the agent talks on"))
             case ResponseStarted():
                 self._reply(event).note = "" if event.latency_s is None else f"after {event.latency_s:.2f} s"
@@ -105,10 +120,10 @@ class TalkView:
             self._user = Line(event.at, "you")
             self.lines.append(self._user)
         line = self._user
-        line.said, line.done = event.text, event.final
+        line.said, line.done, line.note = event.text, event.final, self._labels
         if not event.final:
             return []
-        self._user = None
+        self._user, self._labels = None, ""
         return [_plain(line)] if line.said.strip() else []
 
     def _forget_user(self) -> None:
@@ -155,25 +170,46 @@ class TalkView:
         table.add_column(ratio=1, overflow="fold")
         for line in self.lines:
             table.add_row(_clock(line.at), Text(line.who, "green" if line.who == "you" else "cyan"), _words(line))
-        parts: list[RenderableType] = [Panel(table, title="Duologue", subtitle="q or Ctrl-C ends the conversation"), self._status()]
+        parts: list[RenderableType] = [Panel(table, title="Duologue", subtitle=self._subtitle()), self._status()]
         parts += [Text(f"! {message}", "yellow") for message in self.troubles]
         return Group(*parts)
+
+    def _subtitle(self) -> str:
+        return ", ".join(part for part in (self.keys, "q or Ctrl-C ends the conversation") if part)
 
     def _status(self) -> RenderableType:
         words, style = FLOORS.get(self.floor, (self.floor, ""))
         grid = Table.grid(padding=(0, 2))
-        last = f"{self.latencies_s[-1]:.2f} s" if self.latencies_s else "-"
-        erle = "-" if self.erle_db is None else f"{self.erle_db:.0f} dB"
+        shut = "" if self.microphone.startswith("open") else "bold yellow"
         grid.add_row(Text(words, style), "you", meter(self.user_db, "green"), "agent", meter(self.agent_db, "cyan"))
-        grid.add_row(_clock(self.now), "latency", last, "echo removed", f"{erle}   gaps {self.underruns}")
+        grid.add_row(_clock(self.now), "answer", self._answers(), "stop", self._stops())
+        grid.add_row("", "mic", Text(self.microphone, shut), "echo", self._echo())
         return grid
+
+    def _answers(self) -> str:
+        if not self.latencies_s:
+            return "-"
+        return f"{self.latencies_s[-1]:.2f} s, median {_median(self.latencies_s):.2f} s"
+
+    def _stops(self) -> str:
+        stop = f"{1000 * self.stops_s[-1]:.0f} ms" if self.stops_s else "-"
+        devices = "" if self.device_ms is None else f"   devices {self.device_ms:.0f} ms"
+        return f"{stop}{devices}   gaps {self.underruns}"
+
+    def _echo(self) -> str:
+        if self.echo in (None, "none"):
+            return "not cancelled"
+        removed = "nothing heard yet" if self.erle_db is None else f"{self.erle_db:.0f} dB removed"
+        if self.echo == "half_duplex":
+            return "half duplex: the microphone is shut while the agent speaks"
+        return f"{self.echo}: {removed}" + ("" if self.echo_trusted else ", learning the room")
 
     def summary(self) -> list[str]:
         """How it went, in a few lines."""
         lines = [f"{seconds(self.now):.0f} s of conversation, {len(self.latencies_s)} answers, {self.underruns} gaps in the voice."]
         if self.latencies_s:
-            ordered = sorted(self.latencies_s)
-            lines.append(f"Response latency: median {ordered[len(ordered) // 2]:.2f} s, slowest {ordered[-1]:.2f} s.")
+            slowest = max(self.latencies_s)
+            lines.append(f"Response latency: median {_median(self.latencies_s):.2f} s, slowest {slowest:.2f} s.")
         if self.stops_s:
             lines.append(f"Interrupted {len(self.stops_s)} times; silent after at most {1000 * max(self.stops_s):.0f} ms.")
         if self.erle_db is not None:
@@ -211,6 +247,10 @@ def _plain(line: Line) -> str:
 def _split(heard: str, text: str) -> tuple[str, str]:
     """(heard, the rest of what was written)."""
     return heard, text[len(heard) :] if text.startswith(heard) else ""
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
 
 
 def _clock(at: int) -> str:

@@ -5,17 +5,37 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from duplex.audio import seconds
-from duplex.events import Backchannel, Event, ResponseEnded, ResponseStarted, SpeculationDiscarded, Trouble, UserTranscript
+from duplex.events import (
+    Backchannel,
+    Event,
+    ResponseEnded,
+    ResponseStarted,
+    SpeculationDiscarded,
+    SpeechLabelled,
+    Trouble,
+    UserTranscript,
+)
+
+
+def labels_of(event: SpeechLabelled) -> str:
+    """What the ears say besides words, as "en, happy, laughter"; that speech is speech goes without saying."""
+    sound = None if (event.sound or "").lower() == "speech" else event.sound
+    return ", ".join(label for label in (event.language, event.emotion, sound) if label)
 
 
 def lines_of(events: Iterable[Event]) -> Iterator[str]:
     """The conversation in order of time; interim transcripts and levels are left out."""
     found: list[tuple[int, int, str]] = []
     begun: dict[int, int] = {}
+    labels = ""
     for number, event in enumerate(events):
         at = event.at
+        if isinstance(event, SpeechLabelled):
+            labels = labels_of(event)
+            continue
         if isinstance(event, UserTranscript) and event.final:
-            text = f"user   {event.text}"
+            text = f"user   {event.text}" + (f"  [{labels}]" if labels else "")
+            labels = ""
         elif isinstance(event, ResponseStarted):
             begun[event.epoch] = event.at
             continue

@@ -27,9 +27,12 @@ from agent.worker import VirtualWorker
 from apps import devices, talk
 from apps.devices import Device
 from apps.recorder import RecordedTransport, Recorder
+from apps.sound_card_state import SoundCardStats
+from apps.talk_microphone import GatedTransport, MicrophoneGate
 from apps.talk_view import TalkView
 from duplex.audio import AGENT_FRAME, FRAME_MS, USER_FRAME, USER_RATE_HZ, Frame, Samples, user_samples
-from duplex.errors import DeviceError, OutputError
+from duplex.echo import EchoControl, NoEcho
+from duplex.errors import ConfigError, DeviceError, OutputError
 from duplex.predictor import RulePredictor
 
 
@@ -73,12 +76,17 @@ def session_on(transport: Transport) -> Session:
     return Session(parts, transport, worker, SessionConfig(response=ResponseConfig(group_tokens=1)))
 
 
-def converse(transport: OneQuestion, console: Console, recorder: Recorder | None = None) -> tuple[int, TalkView]:
+def converse(
+    transport: OneQuestion, console: Console, recorder: Recorder | None = None, gate: MicrophoneGate | None = None
+) -> tuple[int, TalkView]:
     view = TalkView()
 
     async def main() -> int:
-        wrapped: Transport = transport if recorder is None else RecordedTransport(transport, recorder)
-        return await talk.converse(session_on(wrapped), view, console, recorder)
+        shut = None if gate is None else gate.shut
+        wrapped: Transport = transport if recorder is None else RecordedTransport(transport, recorder, shut)
+        if gate is not None:
+            wrapped = GatedTransport(wrapped, gate)
+        return await talk.converse(session_on(wrapped), view, console, recorder, gate=gate)
 
     return run_virtual(main()), view
 
@@ -145,6 +153,56 @@ def test_a_disk_that_fills_up_ends_the_recording_not_the_talk(tmp_path: Path, mo
     assert len(soundfile.read(tmp_path / "conversation.wav")[0]) == 50 * USER_FRAME
 
 
+def test_what_is_said_to_a_shut_microphone_is_neither_heard_nor_recorded(tmp_path: Path) -> None:
+    with Recorder(tmp_path) as recorder:
+        _, view = converse(OneQuestion(), Console(file=io.StringIO()), recorder, MicrophoneGate(push_to_talk=True))
+    assert not view.lines
+    assert view.microphone == "shut, space to talk"
+    assert np.abs(soundfile.read(tmp_path / "conversation.wav")[0][:, 0]).max() == 0
+
+
+def test_an_open_gate_changes_nothing(tmp_path: Path) -> None:
+    gate = MicrophoneGate(push_to_talk=True)
+    gate.press(b" ")
+    with Recorder(tmp_path) as recorder:
+        _, view = converse(OneQuestion(), Console(file=io.StringIO()), recorder, gate)
+    assert len(view.latencies_s) == 1
+    sound, _ = soundfile.read(tmp_path / "conversation.wav")
+    assert np.abs(sound[:, 0]).max() > 0.1 and np.abs(sound[:, 1]).max() > 0.1
+
+
+def test_notes_of_the_devices_are_shown_and_recorded_and_the_room_is_forgotten(tmp_path: Path) -> None:
+    class Cards(OneQuestion):
+        """Goes away for a moment after three seconds."""
+
+        stats = SoundCardStats(underruns=3)
+
+        def latency_ms(self) -> float:
+            return 120.0
+
+        async def receive(self) -> Frame | None:
+            if self.at == 3 * USER_RATE_HZ:
+                self.on_note("The microphone 'x' stopped answering; the conversation waits for it.")
+                self.on_reopened()
+            return await super().receive()
+
+    out, cards, resets = io.StringIO(), Cards(), []
+    view = TalkView()
+
+    async def main() -> int:
+        session = session_on(cards)
+        session.echo = EchoControl(NoEcho())
+        session.echo.reset = lambda: resets.append(session.now)  # type: ignore[method-assign]
+        return await talk.converse(session, view, Console(file=out, width=120), recorder, cards)  # type: ignore[arg-type]
+
+    with Recorder(tmp_path) as recorder:
+        assert run_virtual(main()) == 0
+    assert "!      The microphone 'x' stopped answering; the conversation waits for it." in out.getvalue()
+    assert resets == [3 * USER_RATE_HZ]
+    assert (view.device_ms, view.underruns, view.echo) == (120.0, 3, "none")
+    assert any(json.loads(line)["type"] == "trouble" for line in (tmp_path / "events.jsonl").read_text().splitlines())
+
+
 def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="choose another folder"):
@@ -160,7 +218,7 @@ def arguments(*words: str) -> argparse.Namespace:
 def test_a_wrong_device_is_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     cards = [Device(0, "Mic", "ALSA", 1, 0, 48_000, True, False), Device(1, "Speaker", "ALSA", 0, 2, 48_000, False, True)]
     monkeypatch.setattr(talk, "list_devices", lambda: cards)
-    monkeypatch.setattr(talk, "build_parts", lambda _: pytest.fail("loaded the models"))
+    monkeypatch.setattr(talk, "build_parts", lambda *_, **__: pytest.fail("loaded the models"))
     with pytest.raises(DeviceError, match="No microphone is called 'tape'"):
         talk.run(arguments("--input", "tape"))
     with pytest.raises(DeviceError, match="No loudspeaker is called 'tape'"):
@@ -181,6 +239,21 @@ def test_echo_takes_only_the_known_kinds(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         arguments("--echo", "magic")
     assert "half_duplex" in capsys.readouterr().err
+
+
+def test_half_duplex_is_short_for_the_echo_of_that_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert arguments("--half-duplex").echo == "half_duplex"
+    assert arguments().echo is None
+    with pytest.raises(SystemExit):
+        arguments("--half-duplex", "--echo", "none")
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_push_to_talk_without_keys_says_so_before_anything_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(talk, "list_devices", lambda: pytest.fail("asked for devices"))
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(ConfigError, match="needs a terminal"):
+        talk.run(arguments("--push-to-talk"))
 
 
 LIVE = """

@@ -18,6 +18,7 @@ from duplex.events import (
     ResponseEnded,
     ResponseStarted,
     SpeculationDiscarded,
+    SpeechLabelled,
     Trouble,
     UserStarted,
     UserTranscript,
@@ -61,21 +62,53 @@ def view_of(events: list[Event]) -> TalkView:
 
 
 def test_the_screen_shows_both_sides_levels_latency_and_trouble() -> None:
-    text = shown(view_of(CONVERSATION))
+    view = view_of(CONVERSATION)
+    view.echo, view.device_ms, view.keys = "webrtc", 141.6, "m mutes"
+    text = shown(view)
     for words in (
         "What is the time?",
         "It is ten past nine.  [after 0.62 s]",
         "mm-hm  [the agent talks on]",
         "Once upon a midnight dreary  [after 1.00 s, interrupted, silent 210 ms later]",
         "The machine is too slow.",
-        "27 dB",
-        "1.00 s",
+        "webrtc: 27 dB removed",
+        "1.00 s, median 1.00 s",
+        "210 ms   devices 142 ms   gaps 0",
+        "m mutes, q or Ctrl-C ends",
         "the agent speaks",
         "0:09",
     ):
         assert words in text
     assert text.index("What is the time?") < text.index("It is ten past nine.") < text.index("Tell me more.")
     assert "what is\n" not in text
+
+
+def test_the_echo_line_tells_the_canceller_and_whether_it_is_trusted() -> None:
+    view = TalkView()
+    assert "not cancelled" in shown(view)
+    view.echo, view.echo_trusted = "webrtc", False
+    assert "webrtc: nothing heard yet, learning the room" in shown(view)
+    view.take(Levels(0, -20.0, -20.0, 31.0))
+    assert "webrtc: 31 dB removed, learning the room" in shown(view)
+    view.echo = "half_duplex"
+    assert "half duplex: the microphone is shut" in shown(view)
+
+
+def test_a_shut_microphone_catches_the_eye() -> None:
+    view = TalkView()
+    view.microphone = "muted"
+    assert "\x1b[1;33mmuted" in shown(view, styles=True)
+
+
+def test_what_the_ears_say_besides_words_stands_behind_the_turn() -> None:
+    view = TalkView()
+    view.take(SpeechLabelled(at(1), "en", None, "speech"))
+    view.take(UserTranscript(at(1.5), "ha", False))
+    assert "ha  [en]" in shown(view)
+    view.take(SpeechLabelled(at(1.6), "en", "happy", "laughter"))
+    assert "ha  [en, happy, laughter]" in shown(view)
+    assert view.take(UserTranscript(at(2), "Ha ha.", True)) == ["0:01  you    Ha ha.  [en, happy, laughter]"]
+    assert view.take(UserTranscript(at(5), "Next.", True)) == ["0:05  you    Next."]
 
 
 def test_interim_words_are_dim_and_unheard_ones_struck_out() -> None:
