@@ -75,7 +75,7 @@ class Steering:
 
     def check_manner(self, manner: Manner) -> None:
         """Raises ValueError when the LLM's context has no room for these instructions and functions."""
-        self._parts.thinker.render(manner.prompt, [Message("user", "Hello")])
+        self._parts.thinker.render(manner.prompt, [Message("user", "Hello")], open_assistant=False)
 
     def change_voice(self, speaker: Any) -> None:
         """The agent's voice from the next response on: a speaker in the form that the voice decoder makes, None for its own.

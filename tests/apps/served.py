@@ -1,0 +1,146 @@
+"""A Realtime server in a thread, for tests: uvicorn and the real server around doubles that hear what a tone means."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from agent.doubles import LevelVad, ScriptedThinker, ToneVoice
+from agent.host import Host
+from agent.parts import Parts
+from agent.profiles import load_profile
+from apps.realtime import AccessConfig, Door
+from apps.serve_app import DrainingServer, build_app
+from duplex.audio import USER_RATE_HZ, Samples
+from duplex.predictor import RulePredictor
+from encoders.ears import Transcript
+
+
+@dataclass
+class _Heard:
+    start: int = 0
+    end: int = 0
+    sound: Samples = field(default_factory=lambda: np.zeros(0, np.float32))
+
+
+class ToneEars:
+    """Hears a phrase in a tone of its pitch (Hz); several one after another in one turn are several phrases."""
+
+    def __init__(self, phrases: Mapping[int, str]) -> None:
+        self.phrases = phrases
+
+    def open(self) -> _Heard:
+        return _Heard()
+
+    def feed(self, state: _Heard, samples: Samples) -> None:
+        state.sound = np.concatenate([state.sound, samples])[-30 * USER_RATE_HZ :]
+        state.end += len(samples)
+
+    def begin_turn(self, state: _Heard, start: int) -> None:
+        state.start = start
+
+    def window(self, state: _Heard) -> tuple[Samples, int]:
+        count = min(state.end - state.start, len(state.sound))
+        return state.sound[len(state.sound) - count :].copy(), state.end
+
+    def transcribe(self, window: tuple[Samples, int]) -> Transcript:
+        sound, end = window
+        found: list[str] = []
+        for at in range(0, len(sound) - 1599, 1600):
+            piece = sound[at : at + 1600]
+            if float(np.abs(piece).mean()) > 0.02:
+                pitch = float(np.abs(np.fft.rfft(piece)).argmax()) * 10
+                text = next((t for hz, t in self.phrases.items() if abs(hz - pitch) < 40), None)
+                if text is not None and found[-1:] != [text]:
+                    found.append(text)
+        return Transcript(" ".join(found), end)
+
+    def settle(self, state: _Heard, window: Any, transcript: Transcript) -> None:
+        pass
+
+
+def tone(hz: int, lasts_s: float = 1.0, rate_hz: int = 24_000) -> bytes:
+    """PCM16 of a phrase."""
+    at = np.arange(round(lasts_s * rate_hz)) / rate_hz
+    return (0.3 * 32767 * np.sin(2 * np.pi * hz * at)).astype("<i2").tobytes()
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def doubles(phrases: Mapping[int, str], replies: Sequence[str], word_s: float = 0.25) -> Parts:
+    return Parts(ToneEars(phrases), LevelVad(), ScriptedThinker(replies), ToneVoice(word_s), RulePredictor())
+
+
+@dataclass
+class Served:
+    """A running server."""
+
+    host: Host
+    door: Door
+    server: DrainingServer
+    port: int
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def ws(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/v1/realtime"
+
+    def call(self, what: Callable[[], Any]) -> Any:
+        """The value of `what()` in the server's event loop."""
+
+        async def ask() -> Any:
+            return what()
+
+        return asyncio.run_coroutine_threadsafe(ask(), self.loop).result(10)
+
+
+@contextmanager
+def served(
+    parts: Parts,
+    max_sessions: int = 4,
+    access: AccessConfig | None = None,
+    profile: str = "tiny",
+    voices: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = ("session.response.group_tokens=1",),
+    drain_s: float = 5.0,
+) -> Iterator[Served]:
+    """A server on a free port, ended after the block."""
+    ready = threading.Event()
+    made: list[Served] = []
+    access = access or AccessConfig()
+    host = Host(load_profile(profile, list(overrides)), parts, max_sessions=max_sessions)
+    app = build_app(host, access, voices)
+    server = DrainingServer(app, access, 0, drain_s)
+
+    async def main() -> None:
+        serving = asyncio.create_task(server.serve())
+        while not server.started and not serving.done():  # noqa: ASYNC110  (uvicorn tells nobody)
+            await asyncio.sleep(0.01)
+        if not serving.done():
+            port = server.servers[0].sockets[0].getsockname()[1]
+            made.append(Served(host, app.state.door, server, port, asyncio.get_running_loop()))
+        ready.set()
+        await serving
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), name="served", daemon=True)
+    thread.start()
+    assert ready.wait(20) and made
+    try:
+        yield made[0]
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive(), "the server did not end"
