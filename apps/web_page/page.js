@@ -49,6 +49,7 @@ class Page {
     this.sound = null;
     this.starting = false;
     this.remarks = 0;
+    this.lastRemark = "";
     this.frame = null;
     this.drawn = this.described = 0;
 
@@ -100,6 +101,7 @@ class Page {
     });
     conversation = new Conversation({ socket, sound, view: this, settings: this.settings });
     this.transcript.clear();
+    this.lastRemark = "";
     this.plot.draw([]);
     this.ribbon.speech = conversation.speech;
     Object.assign(this, { conversation, socket, sound, shown: conversation });
@@ -180,6 +182,8 @@ class Page {
   }
 
   remark(text) {
+    if (text === this.lastRemark) return; // once is enough
+    this.lastRemark = text;
     this.transcript.remark(`remark ${++this.remarks}`, text);
   }
 
