@@ -14,13 +14,12 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from agent.build import build_parts, build_session
+from agent.build import build_parts
+from agent.host import Host
 from agent.profiles import load_profile
-from agent.session import Session
-from agent.transport import Transport
-from agent.worker import Worker
 from apps import hermes
 from apps.interrupts import put_off
 from apps.mqtt_conversation import ConversationConfig, OpenSession
@@ -78,19 +77,21 @@ def run(args: argparse.Namespace) -> int:
     print(f"Loading the profile {profile.name} ...", flush=True)
     with put_off():
         parts = build_parts(profile)
-    worker = Worker()
-
-    def open_session(transport: Transport) -> Session:
-        return build_session(profile, parts, transport, worker, echo="none", system_prompt=args.system)
-
     where = f"the sites {', '.join(sites)}" if sites else "all sites"
     print(f"Serving {where} at the broker {broker.address}. Ctrl-C ends.", flush=True)
     factory = asyncio.SelectorEventLoop if sys.platform == "win32" else None  # the MQTT library needs add_reader
-    try:
-        with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(serve(link, open_session, talk, sites, args.max_sessions))
-    finally:
-        worker.close()
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(_host(args, Host(profile, parts, max_sessions=args.max_sessions), link, talk, sites))
+
+
+async def _host(args: argparse.Namespace, host: Host, link: Link, talk: ConversationConfig, sites: tuple[str, ...]) -> int:
+    async with host:
+        code = await serve(link, partial(host.session, system_prompt=args.system), talk, sites, host.max_sessions)
+    if host.deadline_misses:
+        log.warning(
+            "This machine was too late %d times: the profile is too large for it, or too many talk at once.", host.deadline_misses
+        )
+    return code
 
 
 async def serve(
@@ -102,7 +103,13 @@ async def serve(
     """
     with _stop_wishes() as wish:
         async with Dialogue(open_session, link.send, talk, sites, sessions) as dialogue:
-            serving = asyncio.create_task(link.run(dialogue.take, dialogue.changed), name="mqtt-link")
+
+            def changed(connected: bool) -> None:
+                if connected:
+                    print(f"Connected to the broker {link.config.address}.", flush=True)
+                dialogue.changed(connected)
+
+            serving = asyncio.create_task(link.run(dialogue.take, changed), name="mqtt-link")
             try:
                 ends: set[asyncio.Future[Any]] = {serving, wish}
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

@@ -8,13 +8,14 @@ failure (error). Whatever way, the site is left as it was found: hotword on, ear
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agent.announcer import Announcer
+from agent.feed import Subscription
 from agent.session import Session
 from agent.transport import Transport
 from apps import hermes
@@ -39,8 +40,8 @@ from duplex.events import (
 
 log = logging.getLogger("duologue.mqtt")
 
-OpenSession = Callable[[Transport], Session]
-"""Makes a session over a transport, not yet entered."""
+OpenSession = Callable[[Transport], AbstractAsyncContextManager[Session]]
+"""A place for a session over a transport, as `agent.host.Host.session` gives it: the session in it is entered here."""
 Send = Callable[[Outgoing], None]
 
 STATES = {
@@ -87,10 +88,9 @@ class Conversation:
         loop = asyncio.get_running_loop()
         talks = not start.notification
         self.transport = SatelliteTransport(self._play, config.playback, listen=talks, half_duplex=config.half_duplex and talks)
-        self._session = open_session(self.transport)
-        self._session.observe(self._follow)
-        self._events = self._session.events()
-        self._announcer = Announcer(self._session)
+        self._place = open_session(self.transport)
+        self._session: Session
+        self._announcer: Announcer
         self._over: asyncio.Future[Ending] = loop.create_future()
         self._spoken: set[asyncio.Task[None]] = set()
         self._turns = 0
@@ -149,7 +149,16 @@ class Conversation:
     # -- life ---------------------------------------------------------------------------------------------------------------------
 
     async def run(self) -> Ending:
-        """The conversation from its start to its end. Cancelling ends it as abortedByUser would; the caller tells."""
+        """The conversation from its start to its end. Cancelling ends it as abortedByUser would; the caller tells.
+
+        Raises what keeps the session from being opened.
+        """
+        async with self._place as self._session:
+            self._announcer = Announcer(self._session)
+            self._session.observe(self._follow)
+            return await self._converse(self._session.events())
+
+    async def _converse(self, events: Subscription) -> Ending:
         tasks: set[asyncio.Task[None]] = set()
         try:
             if self.start.text:
@@ -159,7 +168,7 @@ class Conversation:
             async with self._session:
                 self._began = self._active = asyncio.get_running_loop().time()
                 hearing = asyncio.create_task(self._session.wait(), name="mqtt-wait")
-                tasks = {hearing, asyncio.create_task(self._pump()), asyncio.create_task(self._watch())}
+                tasks = {hearing, asyncio.create_task(self._pump(events)), asyncio.create_task(self._watch())}
                 ends: set[asyncio.Future[Any]] = {self._over, *tasks}
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 for task in tasks:
@@ -179,8 +188,8 @@ class Conversation:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
 
-    async def _pump(self) -> None:
-        async for event in self._events:
+    async def _pump(self, events: Subscription) -> None:
+        async for event in events:
             self._announcer.take(event)
             self._tell(event)
 
@@ -202,14 +211,16 @@ class Conversation:
                 self.end("nominal")
 
     async def _after(self, spoken: asyncio.Future[ResponseEnded], then_end: bool, report: bool, say_id: str | None) -> None:
-        """When the satellite has played `spoken` as well."""
-        with contextlib.suppress(asyncio.CancelledError):
+        """When the satellite has played `spoken` as well. sayFinished comes even when the conversation ends first: it is waited for."""
+        loop = asyncio.get_running_loop()
+        try:
             await asyncio.wait({spoken})
-            deadline = asyncio.get_running_loop().time() + 5.0
-            while self.transport.busy() and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110  (time passes, no event)
+            deadline = loop.time() + 5.0
+            while self.transport.busy() and loop.time() < deadline:  # noqa: ASYNC110  (time passes, nobody wakes us)
                 await asyncio.sleep(0.02)
-        if report:
-            self._send(hermes.say_finished(self.start.site, say_id, self.id if self.start.announced else None))
+        finally:
+            if report:
+                self._send(hermes.say_finished(self.start.site, say_id, self.id if self.start.announced else None))
         if then_end:
             self.end("nominal")
 
@@ -228,6 +239,8 @@ class Conversation:
         match event:
             case FloorChanged():
                 self._floor = event.floor
+                if event.floor == "quiet":
+                    self._turn_at = None
                 self._send(hermes.state(site, STATES[event.floor]))
             case UserStarted() if self._turn_at is None:
                 self._turn_at = event.at

@@ -33,6 +33,8 @@ log = logging.getLogger("duologue.mqtt")
 
 MOST_WAITING = 8
 """Requests that may wait at one site."""
+MOST_COMPLAINTS = 20
+"""Mistakes that are told at once; then one every 3 s, so that whoever sends nothing but rubbish drowns nobody."""
 MOST_SITES = 64
 """Sites that are remembered; with `--site-id` it is only those."""
 
@@ -69,6 +71,7 @@ class Dialogue:
         self._slots = asyncio.Semaphore(sessions)
         self._connected = False
         self._closing = False
+        self._patience, self._mistaken_at = float(MOST_COMPLAINTS), 0.0
         self.mistakes = 0
         """Messages that could not be followed so far."""
 
@@ -117,7 +120,11 @@ class Dialogue:
 
     def _mistake(self, error: HermesError, topic: str) -> None:
         self.mistakes += 1
-        if self.mistakes <= 20 or self.mistakes % 100 == 0:
+        now = asyncio.get_running_loop().time()
+        self._patience = min(self._patience + (now - self._mistaken_at) / 3.0, float(MOST_COMPLAINTS))
+        self._mistaken_at = now
+        if self._patience >= 1.0:
+            self._patience -= 1.0
             log.warning("A message on %r was not followed: %s.", topic[:200], error)
             self._send(hermes.error(error.component, str(error), error.site, error.session, topic[:200]))
 

@@ -26,6 +26,8 @@ from apps.hermes import Outgoing, status
 from duplex.errors import ConfigError
 
 log = logging.getLogger("duologue.mqtt")
+wire = logging.getLogger("duologue.mqtt.wire")
+wire.setLevel(logging.WARNING)  # the library tells of every packet
 
 REFUSED = {4, 5, 134, 135}
 """Reason codes of MQTT 3.1.1 and 5 for a wrong name or password, and for not being allowed in."""
@@ -193,7 +195,7 @@ class Link:
             tls_insecure=None if self._context is None else not self.config.tls_check,
             will=aiomqtt.Will(will.topic, will.payload, qos=1, retain=True),
             queue_type=cast(Any, self._inbox),
-            logger=log,
+            logger=wire,
         )
 
     def _inbox(self, maxsize: int = 0) -> _Inbox:

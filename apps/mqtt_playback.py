@@ -139,6 +139,14 @@ class Playback:
         self._talking = self._paused = False
         return max(unheard - len(cut), 0)
 
+    def finish(self, now: float) -> list[Piece]:
+        """The conversation is over: what is left of a passage that was cut, so that a stream has its last piece."""
+        self.drop()
+        if not self.waiting and not (self._open and self.config.streaming):
+            return []
+        self._waiting = self._waiting or [np.zeros(FADE, np.float32)]
+        return [self._hand_over(self.waiting, now, last=True)]
+
     # -- from the satellite -------------------------------------------------------------------------------------------------------
 
     def played(self, passage: int, index: int | None, now: float) -> None:

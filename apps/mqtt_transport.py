@@ -25,6 +25,8 @@ log = logging.getLogger("duologue.mqtt")
 MOST_FRAMES = 5000 // FRAME_MS
 GAP_S = 0.4
 """A satellite silent for longer than this is filled up with silence."""
+RATE_STEP_HZ = 25
+"""Rates are taken as multiples of this: the usual ones are, and the converter of one that is not would be huge."""
 TAIL_S = 0.25
 """Half duplex: how long after the agent's last sound the microphone stays closed."""
 
@@ -68,6 +70,7 @@ class SatelliteTransport:
         """A piece of the microphone, [n] at any rate."""
         if self._closed or not self._listen:
             return
+        rate_hz = round(rate_hz / RATE_STEP_HZ) * RATE_STEP_HZ
         if self._in is None or self._in.rate_in_hz != rate_hz:
             self._in = LiveResampler(rate_hz, USER_RATE_HZ)
         sound = np.concatenate([self._rest, self._in.push(samples)])
@@ -137,7 +140,10 @@ class SatelliteTransport:
 
     async def send(self, samples: Samples) -> None:
         """See agent.transport.Transport. Never waits: what is not due yet is kept here, where it can still be dropped."""
-        for piece in self.playback.take(samples, self._loop.time()):
+        self._give(self.playback.take(samples, self._loop.time()))
+
+    def _give(self, pieces: list[Piece]) -> None:
+        for piece in pieces:
             sound = self._out.push(piece.samples)
             if piece.last:
                 sound = np.concatenate([sound, self._out.flush()])
@@ -151,6 +157,7 @@ class SatelliteTransport:
     async def close(self) -> None:
         """See agent.transport.Transport. What the satellite was given it plays to its end."""
         self.end()
+        self._give(self.playback.finish(self._loop.time()))
 
     def _fill(self) -> None:
         self._frames.append(np.zeros(USER_FRAME, np.float32))

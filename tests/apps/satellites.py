@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,14 +81,15 @@ class Sessions:
     """No session can be opened."""
     opened: list[Session] = field(default_factory=list)
 
-    def __call__(self, transport: Transport) -> Session:
+    @asynccontextmanager
+    async def __call__(self, transport: Transport) -> AsyncIterator[Session]:
         if self.broken:
             raise RuntimeError("no memory for another conversation")
         thinker = ScriptedThinker(self.replies, fail=self.fail)
         parts = Parts(CountingEars(self.texts), LevelVad(), thinker, ToneVoice(self.word_s), RulePredictor())
         config = SessionConfig(response=ResponseConfig(group_tokens=3))
         self.opened.append(Session(parts, transport, VirtualWorker(cost_s=COSTS_S.__getitem__), config))
-        return self.opened[-1]
+        yield self.opened[-1]
 
 
 @dataclass

@@ -163,6 +163,22 @@ def test_tts_say_is_answered_with_and_without_a_conversation() -> None:
     at_home(act, "kitchen")
 
 
+def test_a_say_that_is_cut_off_by_the_end_is_answered_all_the_same_and_a_stream_gets_its_last_piece() -> None:
+    async def act(house: House, dialogue: Dialogue) -> None:
+        kitchen = house.satellites["kitchen"]
+        session = await wake(kitchen)
+        kitchen.tell("hermes/tts/say", siteId="kitchen", text=LONG, id="one", sessionId=session)
+        await when(lambda: len(kitchen.plays) > 3)
+        kitchen.tell("hermes/dialogueManager/endSession", sessionId=session)
+        assert (await kitchen.until("sayFinished"))["id"] == "one"
+        await kitchen.until("sessionEnded")
+
+    config = ConversationConfig(playback=PlaybackConfig(100, streaming=True))
+    kitchen = at_home(act, "kitchen", config=config).satellites["kitchen"]
+    assert [p.id.split("/")[2] for p in kitchen.plays] == [*("0" for _ in kitchen.plays[1:]), "1"]
+    assert len(kitchen.sound()) / 24_000 < 1.0  # of more than five seconds
+
+
 def test_two_sites_talk_at_the_same_time_and_hear_nothing_of_each_other() -> None:
     async def act(house: House, dialogue: Dialogue) -> None:
         one, two = house.satellites["kitchen"], house.satellites["study"]
@@ -363,7 +379,7 @@ def test_the_program_may_end_at_any_moment_and_leaves_the_site_in_order(moment_s
         assert [t for _, t, _ in kitchen.messages if "hotword/toggle" in t][-1].endswith("toggleOn")
 
 
-@pytest.mark.parametrize(("rate", "frame"), [(8_000, 160), (16_000, 4096), (44_100, 1024), (48_000, 13)])
+@pytest.mark.parametrize(("rate", "frame"), [(8_000, 160), (16_000, 4096), (44_100, 1024), (44_101, 1024), (48_000, 13)])
 def test_any_rate_and_length_of_audio_frame_is_understood(rate: int, frame: int) -> None:
     async def act(house: House, dialogue: Dialogue) -> None:
         kitchen = house.satellites["kitchen"]
