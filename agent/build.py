@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from agent.voice_sample import VoiceSample
 
 log = logging.getLogger(__name__)
+
+KEPT_SHAPES = 64
+"""Shapes for which oneDNN keeps compiled code; it reads this once, when the first model runs."""
 
 
 EchoKind = Literal["auto", "webrtc", "half_duplex", "none"]
@@ -50,6 +54,8 @@ def build_parts(profile: Profile, *, voice: VoiceSample | None = None, random_we
     session_config(profile)
     profile.section("echo", EchoSection)
     torch.set_num_threads(loader.runtime.threads_per_job)
+    # oneDNN keeps compiled code for every shape, 1024 of them by default: with sound of any length, hundreds of MB in a long talk
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_SHAPES))
     began = time.perf_counter()
     if random_weights:
         return loader.full_size()
