@@ -26,6 +26,9 @@ COMMANDS = {
     "demo": "run the shipped conversation: transcripts, latencies, stereo recording, picture",
     "talk": "talk with the agent by microphone and loudspeaker",
     "file": "let the agent talk with a recording, and write what both said",
+    "serve": "the agent as a server that speaks the OpenAI Realtime protocol",
+    "web": "the same server with a page to talk to in a browser",
+    "mqtt": "the agent as dialogue manager of a voice assistant on MQTT (Hermes topics)",
     "fetch": "download the weights of a profile (once) and convert them",
     "devices": "list microphones and loudspeakers",
     "bench": "measure understanding, intelligibility, latency and speed on this machine",
@@ -36,6 +39,11 @@ EXTRAS = {
     "sounddevice": "talk",
     "pywebrtc_audio": "talk",
     "jiwer": "bench",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
+    "gradio": "web",
+    "aiomqtt": "mqtt",
 }
 """Importable name -> the extra of this distribution that brings it."""
 
