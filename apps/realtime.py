@@ -198,25 +198,27 @@ class Door:
         reading = asyncio.create_task(self._read(socket, conversation), name="read")
         writing = asyncio.create_task(_write(socket, conversation), name="write")
         over = asyncio.create_task(conversation.over.wait(), name="over")
+        overfull = asyncio.create_task(conversation.outbox.overfull.wait(), name="overfull")
+        tasks = (reading, writing, over, overfull)
         code: int | None = 1006
         try:
-            await asyncio.wait({reading, writing, over}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if reading.done() and not reading.cancelled() and reading.exception() is None:
                 code = reading.result()
             elif over.done():
                 code = None
         finally:
-            for task in (reading, writing, over):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(reading, writing, over, return_exceptions=True)
-            if code in CLOSED_BY_CLIENT:
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if code in CLOSED_BY_CLIENT or conversation.outbox.overfull.is_set():
                 conversation.end()
             elif code is not None and kept.connection is asyncio.current_task():
                 conversation.detach()
                 kept.timer = asyncio.get_running_loop().call_later(self.access.resume_s, conversation.end)
         if code is None:
             await self._close(socket, conversation)
-        elif conversation.outbox.overfull:
+        elif conversation.outbox.overfull.is_set():
             await _quietly(socket.close(1008, "too slow a reader"))
 
     async def _read(self, socket: WebSocket, conversation: Conversation) -> int:
@@ -281,9 +283,9 @@ class Door:
 
 async def _write(socket: WebSocket, conversation: Conversation) -> None:
     """Send what waits, until the client is lost or cut off."""
-    while not conversation.outbox.overfull:
+    while True:
         await conversation.outbox.wait()
-        while len(conversation.outbox) and not conversation.outbox.overfull:
+        while len(conversation.outbox):
             await socket.send_text(conversation.outbox.take())
 
 

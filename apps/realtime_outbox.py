@@ -42,15 +42,14 @@ class Outbox:
         """Nobody reads: sound is dropped, and the oldest events when there are too many."""
         self.dropped = 0
         """Events that were dropped while the client was away."""
-        self.overfull = False
-        """The client does not read what it is sent."""
+        self.overfull = asyncio.Event()
+        """Set when the client does not read what it is sent."""
 
     def put(self, event: dict[str, Any]) -> None:
         """Send an event; never waits."""
         if len(self._waiting) >= MOST_WAITING:
             if not self.away:
-                self.overfull = True
-                self._ready.set()
+                self.overfull.set()
                 return
             self._waiting.popleft()
             self.dropped += 1
@@ -72,7 +71,7 @@ class Outbox:
 
     def go_away(self) -> None:
         """The client is gone, for now: its sound is worth nothing later."""
-        self.away, self.overfull = True, False
+        self.away = True
         self._waiting = deque(entry for entry in self._waiting if not isinstance(entry, _Sound))
 
     def come_back(self, first: list[dict[str, Any]]) -> None:
@@ -89,8 +88,8 @@ class Outbox:
         return len(self._waiting)
 
     async def wait(self) -> None:
-        """Until there is something to send, or the client is to be cut off. Cancelling loses nothing."""
-        while not self._waiting and not self.overfull:
+        """Until there is something to send. Cancelling loses nothing."""
+        while not self._waiting:
             self._ready.clear()
             await self._ready.wait()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import signal
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import FrameType
@@ -19,6 +20,8 @@ from apps.realtime import AccessConfig, Door
 from apps.serve_metrics import Metrics
 from duplex.errors import DeviceError
 
+DEAD_S = 45.0
+"""A connection whose other end takes nothing for so long is dropped, with what was to be sent (where the system can do that)."""
 HEARTBEAT_S = 20.0
 """How often a client is pinged, and how long it may take to answer."""
 
@@ -46,8 +49,8 @@ def build_app(host: Host, access: AccessConfig, voices: Mapping[str, Any] | None
     app.state.door, app.state.metrics = door, metrics
 
     @app.websocket("/v1/realtime")
-    async def realtime(socket: WebSocket) -> None:
-        await door.serve(socket)
+    async def realtime(websocket: WebSocket) -> None:
+        await door.serve(websocket)
 
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -109,6 +112,14 @@ class DrainingServer(uvicorn.Server):
             if self._draining is not None:
                 self._draining.cancel()
                 await asyncio.gather(self._draining, return_exceptions=True)
+
+    async def startup(self, sockets: Any = None) -> None:
+        """uvicorn's; connections take their limits from the listening sockets."""
+        await super().startup(sockets)
+        for server in getattr(self, "servers", []):
+            for listening in server.sockets:
+                if hasattr(socket, "TCP_USER_TIMEOUT"):
+                    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * DEAD_S))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """uvicorn's signal handler."""
