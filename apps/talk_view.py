@@ -37,7 +37,7 @@ FLOORS = {
     "held": ("the agent waits", "yellow"),
 }
 METER_DB = (-60.0, 0.0)
-METER_CELLS = 24
+METER_CELLS = 22  # so that the whole fits 80 columns
 
 
 @dataclass(slots=True)
@@ -182,8 +182,10 @@ class TalkView:
         grid = Table.grid(padding=(0, 2))
         shut = "" if self.microphone.startswith("open") else "bold yellow"
         grid.add_row(Text(words, style), "you", meter(self.user_db, "green"), "agent", meter(self.agent_db, "cyan"))
-        grid.add_row(_clock(self.now), "answer", self._answers(), "stop", self._stops())
-        grid.add_row("", "mic", Text(self.microphone, shut), "echo", self._echo())
+        devices = "" if self.device_ms is None else f"devices {self.device_ms:.0f} ms"
+        stop = f"{1000 * self.stops_s[-1]:.0f} ms" if self.stops_s else "-"
+        grid.add_row(f"{_clock(self.now)}, {self.underruns} gaps", "answer", self._answers(), "stop", stop)
+        grid.add_row(devices, "mic", Text(self.microphone, shut), "echo", self._echo())
         return grid
 
     def _answers(self) -> str:
@@ -191,18 +193,13 @@ class TalkView:
             return "-"
         return f"{self.latencies_s[-1]:.2f} s, median {_median(self.latencies_s):.2f} s"
 
-    def _stops(self) -> str:
-        stop = f"{1000 * self.stops_s[-1]:.0f} ms" if self.stops_s else "-"
-        devices = "" if self.device_ms is None else f"   devices {self.device_ms:.0f} ms"
-        return f"{stop}{devices}   gaps {self.underruns}"
-
     def _echo(self) -> str:
         if self.echo in (None, "none"):
             return "not cancelled"
-        removed = "nothing heard yet" if self.erle_db is None else f"{self.erle_db:.0f} dB removed"
         if self.echo == "half_duplex":
-            return "half duplex: the microphone is shut while the agent speaks"
-        return f"{self.echo}: {removed}" + ("" if self.echo_trusted else ", learning the room")
+            return "half duplex"
+        removed = "none yet" if self.erle_db is None else f"-{self.erle_db:.0f} dB"
+        return f"{self.echo} {removed}" + ("" if self.echo_trusted else ", learning")
 
     def summary(self) -> list[str]:
         """How it went, in a few lines."""

@@ -71,9 +71,11 @@ def test_the_screen_shows_both_sides_levels_latency_and_trouble() -> None:
         "mm-hm  [the agent talks on]",
         "Once upon a midnight dreary  [after 1.00 s, interrupted, silent 210 ms later]",
         "The machine is too slow.",
-        "webrtc: 27 dB removed",
+        "webrtc -27 dB",
         "1.00 s, median 1.00 s",
-        "210 ms   devices 142 ms   gaps 0",
+        "210 ms",
+        "devices 142 ms",
+        "0:09, 0 gaps",
         "m mutes, q or Ctrl-C ends",
         "the agent speaks",
         "0:09",
@@ -87,11 +89,21 @@ def test_the_echo_line_tells_the_canceller_and_whether_it_is_trusted() -> None:
     view = TalkView()
     assert "not cancelled" in shown(view)
     view.echo, view.echo_trusted = "webrtc", False
-    assert "webrtc: nothing heard yet, learning the room" in shown(view)
+    assert "webrtc none yet, learning" in shown(view)
     view.take(Levels(0, -20.0, -20.0, 31.0))
-    assert "webrtc: 31 dB removed, learning the room" in shown(view)
+    assert "webrtc -31 dB, learning" in shown(view)
     view.echo = "half_duplex"
-    assert "half duplex: the microphone is shut" in shown(view)
+    assert "half duplex" in shown(view)
+
+
+def test_the_status_fits_eighty_columns() -> None:
+    view = view_of(CONVERSATION)
+    view.echo, view.echo_trusted, view.device_ms = "webrtc", False, 1160.0
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(view._status())
+    lines = console.export_text().rstrip().splitlines()
+    assert len(lines) == 3
+    assert "…" not in "".join(lines)
 
 
 def test_a_shut_microphone_catches_the_eye() -> None:
