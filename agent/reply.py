@@ -11,8 +11,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from agent.response import Manner
-from agent.tool_calls import Call
+from agent.response import Made, Manner
 from agent.user_turn import UserTurn
 
 MOST_REMEMBERED = 64
@@ -60,9 +59,8 @@ class Reply:
     released: bool = False
     started: bool = False
     """It is audible, or, without a voice, readable."""
-    cut_short: bool = False
+    made: Made = field(default_factory=Made)
     texts: tuple[str, str] = ("", "")
-    calls: list[Call] = field(default_factory=list)
     marks: HeardMarks = field(default_factory=HeardMarks)
     acknowledged: tuple[int, int] | None = None
     """(agent samples that the client has played, user sample at which it said so)."""

@@ -109,14 +109,15 @@ class Responder:
         """Read the system prompt, so the first turn need not."""
         await self.read([Message("user", "Hello")], manner)
 
-    async def respond(self, epoch: int, messages: list[Message], manner: Manner) -> Made:
-        """Think and speak until the reply ends or the playout no longer wants it. Cancelling drops what is not yet in playout."""
+    async def respond(self, epoch: int, messages: list[Message], manner: Manner, made: Made) -> None:
+        """Think and speak until the reply ends or the playout no longer wants it. Cancelling drops what is not yet in playout.
+
+        made: is filled in before the playout is told that the reply is whole.
+        """
         groups: asyncio.Queue[Group | None] = asyncio.Queue(maxsize=64)
-        made = Made()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._think(messages, manner, made, groups))
             group.create_task(self._speak(epoch, len(messages), manner, groups))
-        return made
 
     async def say(self, epoch: int, text: str) -> None:
         """Speak `text` as it stands, without thinking. Cancelling drops what is not yet in playout."""

@@ -284,9 +284,10 @@ class Session(Steering):
                 manner, user_turn = self._once or self.manner, self._listener.turn
                 if self._detection.kind == "manual":
                     user_turn = None  # what is being said now belongs to the next turn
-                task = self._start(self._respond(epoch, user_turn, manner, self.line), f"respond-{epoch}")
+                made = Made()
+                task = self._start(self._respond(epoch, user_turn, manner, self.line, made), f"respond-{epoch}")
                 self.line = None
-                self._reply = Reply(epoch, task, user_turn, manner)
+                self._reply = Reply(epoch, task, user_turn, manner, made=made)
             case turn.Release(epoch):
                 if self._reply is not None:
                     self._reply.released = True
@@ -329,12 +330,12 @@ class Session(Steering):
             self._listener.turn = None
 
     def _finish_reply(self, reply: Reply) -> None:
-        done = reply.started or bool(reply.calls)
+        done = reply.started or bool(reply.made.calls)
         heard, text = self.playout.texts(reply.epoch)
         if not reply.started and reply.turn is not None:  # the words stay, though nothing was said to them
             self._take_words(reply)
         self.history.add("assistant", heard, ("agent", reply.epoch))
-        for call in reply.calls:
+        for call in reply.made.calls:
             self.history.add("call", call.written(), ("call", call.call_id))
             self._emit(FunctionCalled(self._now, reply.epoch, call.call_id, call.name, call.arguments))
         self.playout.drop(reply.epoch)
@@ -375,7 +376,7 @@ class Session(Steering):
         stop_latency_s: float | None = None,
     ) -> None:
         self._ledger.keep(reply.epoch, reply.marks)
-        self._emit(ResponseEnded(at, reply.epoch, reason, heard, text, stop_latency_s, reply.cut_short))
+        self._emit(ResponseEnded(at, reply.epoch, reason, heard, text, stop_latency_s, reply.made.cut_short))
 
     def _cancel_reply(self) -> None:
         if self._reply is not None and self._reply.task is not asyncio.current_task():
@@ -390,7 +391,7 @@ class Session(Steering):
 
     # -- think and speak ----------------------------------------------------------------------------------------------------------
 
-    async def _respond(self, epoch: int, user_turn: UserTurn | None, manner: Manner, line: str | None) -> None:
+    async def _respond(self, epoch: int, user_turn: UserTurn | None, manner: Manner, line: str | None, made: Made) -> None:
         try:
             if self._commits:
                 await asyncio.wait(self._commits)  # what was committed is part of what is answered
@@ -406,17 +407,13 @@ class Session(Steering):
             if line is not None:
                 await self._responder.say(epoch, line)
                 return
-            self._note_made(epoch, await self._responder.respond(epoch, messages, manner))
+            await self._responder.respond(epoch, messages, manner, made)
+            if made.malformed_calls:
+                self._emit(Trouble(self._now, "The language model wrote a function call that is not well-formed; it was dropped."))
         except* Exception as errors:  # a response that fails must not end the conversation
             log.warning("response %d failed", epoch, exc_info=errors)
             self._emit(Trouble(self._now, f"A response failed: {errors.exceptions[0]}"))
             self.playout.finish(epoch)
-
-    def _note_made(self, epoch: int, made: Made) -> None:
-        if self._reply is not None and self._reply.epoch == epoch:
-            self._reply.calls, self._reply.cut_short = made.calls, made.cut_short
-        if made.malformed_calls:
-            self._emit(Trouble(self._now, "The language model wrote a function call that is not well-formed; it was dropped."))
 
     async def _read(self, text: str) -> float | None:
         return await self._responder.read(self.history.with_user(text), self.manner)

@@ -135,9 +135,8 @@ class CallFinder:
             body, _, _ = self._inside.partition(CLOSE)
             self._take(body)
             self._inside = None  # what follows on the same token is white space
-        elif len(self._inside) > MOST_CALL_CHARACTERS:
-            self.malformed += 1
-            self._inside = None
+        elif len(self._inside) > MOST_CALL_CHARACTERS + len(CLOSE):
+            self._inside = "x" * MOST_CALL_CHARACTERS + self._inside[-len(CLOSE) :]  # no call any more; its end is still looked for
 
     def _take(self, body: str) -> None:
         call = read_call(body, self._names)
