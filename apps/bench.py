@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.build import build_parts
 from agent.profiles import load_profile
-from apps import bench_conversation, bench_path, bench_soak, bench_start
+from apps import bench_conversation, bench_path, bench_serve, bench_soak, bench_start
 from apps.interrupts import put_off
 from duplex.errors import OutputError
 
@@ -25,6 +25,7 @@ BENCHES = {
         bench_path.run_path,
         "from the end of speech to sound, stage by stage, for many conversations",
     ),
+    "serve": (bench_serve.add_arguments, bench_serve.run_serve, "paced conversations on the Realtime server, and dying clients"),
     "start": (bench_start.add_arguments, bench_start.run_start, "how long a warm start takes"),
 }
 

@@ -19,6 +19,8 @@ GAP_S, LONGEST_GAP_S = 0.2, 1.0
 AHEAD_S = 0.2
 """The agent's sound is sent at most so far ahead of real time."""
 MOST_WAITING_S = 60.0
+BEHIND_S, QUIET_PEAK = 0.1, 10 ** (-50 / 20)
+"""While the agent speaks and more than this waits, as after a stall of the network, quiet frames are left out until it is caught up."""
 BULK_S, BULK_FRAME_S = 0.25, 0.0025
 """Beyond so much waiting sound a client is not live: it is taken in a frame per BULK_FRAME_S, eight times real time."""
 
@@ -74,6 +76,8 @@ class SocketTransport:
         while not self._over:
             self._give_orders()
             if self._waiting >= USER_FRAME:
+                if self._may_leave_out(loop.time()):
+                    continue
                 if self._waiting > user_samples(BULK_S):
                     await asyncio.sleep(BULK_FRAME_S)
                 self._silent_at = loop.time() + self._gap_s
@@ -115,6 +119,20 @@ class SocketTransport:
             assert callable(call)
             self._orders -= 1
             call()
+
+    def _may_leave_out(self, now: float) -> bool:
+        """Leave out the piece that is next, if there is too much of it and it holds nothing."""
+        piece = self._line[0]
+        if self._waiting <= user_samples(BEHIND_S) or self._audible_until <= now + BEHIND_S or callable(piece):
+            return False
+        head, rest = piece[:USER_FRAME], piece[USER_FRAME:]
+        if float(np.abs(head).max()) > QUIET_PEAK:
+            return False
+        self._line.popleft()
+        if len(rest):
+            self._line.appendleft(rest)
+        self._waiting -= len(head)
+        return True
 
     def _frame(self) -> Frame:
         """One frame out of what waits before the next order, filled up with silence."""

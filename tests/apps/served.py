@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +15,8 @@ from agent.host import Host
 from agent.parts import Parts
 from agent.profiles import load_profile
 from apps.realtime import AccessConfig, Door
-from apps.serve_app import DrainingServer, build_app
+from apps.serve_app import build_app
+from apps.serve_thread import Running, running
 from duplex.audio import USER_RATE_HZ, Samples
 from duplex.predictor import RulePredictor
 from encoders.ears import Transcript
@@ -86,9 +85,11 @@ class Served:
 
     host: Host
     door: Door
-    server: DrainingServer
-    port: int
-    loop: asyncio.AbstractEventLoop
+    running: Running
+
+    @property
+    def port(self) -> int:
+        return self.running.port
 
     @property
     def http(self) -> str:
@@ -96,15 +97,7 @@ class Served:
 
     @property
     def ws(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/v1/realtime"
-
-    def call(self, what: Callable[[], Any]) -> Any:
-        """The value of `what()` in the server's event loop."""
-
-        async def ask() -> Any:
-            return what()
-
-        return asyncio.run_coroutine_threadsafe(ask(), self.loop).result(10)
+        return self.running.address
 
 
 @contextmanager
@@ -115,32 +108,10 @@ def served(
     profile: str = "tiny",
     voices: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = ("session.response.group_tokens=1",),
-    drain_s: float = 5.0,
 ) -> Iterator[Served]:
     """A server on a free port, ended after the block."""
-    ready = threading.Event()
-    made: list[Served] = []
     access = access or AccessConfig()
     host = Host(load_profile(profile, list(overrides)), parts, max_sessions=max_sessions)
     app = build_app(host, access, voices)
-    server = DrainingServer(app, access, 0, drain_s)
-
-    async def main() -> None:
-        serving = asyncio.create_task(server.serve())
-        while not server.started and not serving.done():  # noqa: ASYNC110  (uvicorn tells nobody)
-            await asyncio.sleep(0.01)
-        if not serving.done():
-            port = server.servers[0].sockets[0].getsockname()[1]
-            made.append(Served(host, app.state.door, server, port, asyncio.get_running_loop()))
-        ready.set()
-        await serving
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()), name="served", daemon=True)
-    thread.start()
-    assert ready.wait(20) and made
-    try:
-        yield made[0]
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive(), "the server did not end"
+    with running(app, access) as server:
+        yield Served(host, app.state.door, server)

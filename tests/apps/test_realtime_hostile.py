@@ -205,7 +205,7 @@ def test_clients_that_die_in_the_middle_of_a_word_leave_nothing_behind() -> None
 
 
 def _tasks(server: Served) -> list[asyncio.Task[Any]]:
-    found: list[asyncio.Task[Any]] = server.call(lambda: [t for t in asyncio.all_tasks() if t is not asyncio.current_task()])
+    found: list[asyncio.Task[Any]] = server.running.ask(lambda: [t for t in asyncio.all_tasks() if t is not asyncio.current_task()])
     return found
 
 
