@@ -1,5 +1,6 @@
 // One conversation: what goes between the socket, the sound and the views. Holds no element of the page.
 
+import { EchoGuard } from "./echo_guard.js";
 import { decode, encode, levelDb, RATE_HZ } from "./pcm.js";
 import { Speech } from "./ribbon.js";
 
@@ -29,6 +30,7 @@ export class Conversation {
   constructor({ socket, sound, view, settings }) {
     Object.assign(this, { socket, sound, view, settings });
     this.speech = new Speech();
+    this.guard = new EchoGuard();
     this.clock = new Clock();
     this.latencies = []; // {id, responseS, stopS} per turn
     this.recording = null;
@@ -53,6 +55,7 @@ export class Conversation {
   block({ near, far, underruns, id, played, playing }) {
     this.blockS = near.length / RATE_HZ;
     this.blocks++;
+    if (this.guard.isEcho(near, far)) near.fill(0);
     const farDb = levelDb(far);
     this.speech.agentAudible(farDb > AUDIBLE_DB, this.nowS, this.blockS);
     this.view.levels(levelDb(near), farDb);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import time
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ pytest.importorskip("gradio", reason="needs the extra web: pip install 'duologue
 
 from fastapi import FastAPI
 
+from apps.bench_clips import clips
 from apps.web_blocks import PageConfig, mount_page
 from duplex.audio import Samples
 from duplex.levels import level_db
+from duplex.resample import resample
 from tests.apps.browser import browser_page, downloaded_recording, write_microphone
 from tests.apps.scripted_realtime import ScriptedRealtime, free_port, running
 
@@ -35,6 +38,10 @@ def strength(sound: Samples, hz: float, rate_hz: int = 24000) -> float:
     spectrum = np.abs(np.fft.rfft(sound)) ** 2
     near = np.abs(np.fft.rfftfreq(len(sound), 1 / rate_hz) - hz) < 20
     return float(spectrum[near].sum() / max(spectrum.sum(), 1e-12))
+
+
+def pcm16(sound: Samples) -> str:
+    return base64.b64encode((np.clip(sound, -1, 1) * 32767).astype("<i2").tobytes()).decode()
 
 
 @pytest.fixture
@@ -325,6 +332,46 @@ def test_the_resampler_is_exact(server: tuple[ScriptedRealtime, str]) -> None:
             expected = np.sin(2 * np.pi * 1000 * np.arange(len(out)) / to_hz)
             assert abs(len(out) - to_hz) < 200
             assert np.abs(out - expected)[200:].max() < 2e-3, f"{from_hz} to {to_hz}"
+
+
+def test_an_echo_that_the_browser_missed_is_recognised_and_a_person_is_not(server: tuple[ScriptedRealtime, str]) -> None:
+    """Speech played, and heard again at any delay, even when the delay jumps; against another voice, alone and louder than the echo."""
+    _, url = server
+    agent, person = (
+        np.concatenate([resample(clip.samples(), 16000, 24000) for clip in clips("long_questions")[part : part + 2]])
+        for part in (0, 2)
+    )
+    length = min(len(agent), len(person)) // 480 * 480
+    agent, person = agent[:length], person[:length]
+
+    def echo(delay_ms: int, gain: float) -> Samples:
+        return gain * np.concatenate([np.zeros(24 * delay_ms, np.float32), agent])[:length]
+
+    jumping = np.concatenate([echo(90, 0.1)[: length // 2], echo(310, 0.1)[length // 2 :]])
+    with browser_page(None) as (page, seen):
+        page.goto(url)
+
+        def silenced(near: Samples) -> float:
+            """Share of the audible blocks that the guard takes for an echo."""
+            blocks = page.evaluate(
+                """async ([near, far]) => {
+                  const { EchoGuard } = await import("/web_page/echo_guard.js");
+                  const { decode } = await import("/web_page/pcm.js");
+                  const [guard, n, f] = [new EchoGuard(), decode(near), decode(far)];
+                  return Array.from({ length: n.length / 480 }, (_, i) =>
+                    guard.isEcho(n.slice(480 * i, 480 * i + 480), f.slice(480 * i, 480 * i + 480)));
+                }""",
+                [pcm16(near), pcm16(agent)],
+            )
+            loud = np.array([level_db(near[at : at + 480]) > -50 for at in range(0, length, 480)])
+            return float(np.array(blocks)[loud].mean())
+
+        assert silenced(echo(40, 0.1)) > 0.75
+        assert silenced(echo(450, 0.3)) > 0.75
+        assert silenced(jumping) > 0.75
+        assert silenced(person) < 0.06
+        assert silenced(person + echo(90, 0.01)) < 0.25, "most of what is silenced lies between the person's words"
+        assert seen.errors == []
 
 
 def test_a_keyboard_is_enough_and_everything_has_a_name(server: tuple[ScriptedRealtime, str], tmp_path: Path) -> None:
