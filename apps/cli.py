@@ -31,6 +31,7 @@ COMMANDS = {
     "mqtt": "the agent as dialogue manager of a voice assistant on MQTT (Hermes topics)",
     "fetch": "download the weights of a profile (once) and convert them",
     "devices": "list microphones and loudspeakers",
+    "train": "teach the parts that are trained here (predictor), from speech that is made on the spot",
     "bench": "measure understanding, intelligibility, latency and speed on this machine",
 }
 """Subcommand -> what it does; each is the module `apps.<name>`."""
