@@ -21,7 +21,7 @@ from duplex.errors import DeviceError
 from duplex.resample import resample
 from tests.apps.fake_sound_cards import FakeCards, device, lag_ms, open_fake_fixture, silence, talk  # noqa: F401
 from tests.apps.test_sound_cards import CLIENT
-from tests.apps.virtual_sound import Pulse, pulse_fixture, sound_in, speechlike  # noqa: F401
+from tests.apps.virtual_sound import Pulse, best_match, pulse_fixture, sound_in, speechlike  # noqa: F401
 
 # -- a scripted PortAudio ---------------------------------------------------------------------------------------------------------
 
@@ -267,19 +267,3 @@ def test_a_sound_server_that_dies_and_comes_back_leaves_only_a_gap(pulse: Pulse)
     assert best_match(spoken, recording["near"]) > 0.9
     heard = resample(sound_in(heard_file), pulse.rate, 16_000)
     assert best_match(heard[len(heard) // 4 : 3 * len(heard) // 4], resample(agent, AGENT_RATE_HZ, 16_000)) > 0.9
-
-
-def best_match(part: Any, whole: Any) -> float:
-    """Half seconds of `part` looked for anywhere in `whole`: the median of their highest normalised correlations.
-
-    A busy machine drops a block here and there, which spoils the half second that it is in, but no more.
-    """
-    found = []
-    for piece in np.array_split(part, len(part) // 8_000):
-        size = 1 << (len(whole) + len(piece)).bit_length()
-        cross = np.fft.irfft(np.fft.rfft(whole, size) * np.conj(np.fft.rfft(piece, size)), size)[: len(whole) - len(piece)]
-        energy = np.cumsum(np.concatenate([[0.0], whole.astype(np.float64) ** 2]))
-        here = np.sqrt(energy[len(piece) : len(piece) + len(cross)] - energy[: len(cross)])
-        loud = here > 0.1 * here.max()
-        found.append(float((cross[loud] / (here[loud] * np.linalg.norm(piece) + 1e-12)).max()))
-    return float(np.median(found))
