@@ -21,7 +21,7 @@ from agent.thinker import Thinker, ThinkerConfig
 from decoders.bridge_voice import BridgeConfig, BridgeVoice
 from decoders.voice import Voice
 from duplex.errors import ConfigError
-from duplex.predictor import RuleConfig, RulePredictor
+from duplex.predictor_choice import PredictorConfig, choose_predictor
 from encoders.ears import Ears
 from encoders.whisper_ears import EarsConfig, WhisperEars
 
@@ -78,7 +78,7 @@ class Loader:
         self.profile, self.sample = profile, voice
         self.runtime = profile.section("runtime", RuntimeConfig)
         self.thinker = profile.section("thinker", ThinkerSection)
-        self.predictor = RulePredictor(profile.section("predictor", RuleConfig))
+        self.predictor = choose_predictor(profile.section("predictor", PredictorConfig))
         self.ears_config: Any
         self.voice_config: Any
         if profile.encoder == "sensevoice":

@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.build import build_parts
 from agent.profiles import load_profile
-from apps import bench_conversation, bench_path, bench_serve, bench_soak, bench_start
+from apps import bench_conversation, bench_floor, bench_path, bench_serve, bench_soak, bench_start
 from apps.interrupts import put_off
 from duplex.errors import OutputError
 
@@ -19,6 +19,7 @@ BENCHES = {
         bench_conversation.run_conversation_bench,
         "understanding, latency, WER, cascade",
     ),
+    "floor": (bench_floor.add_arguments, bench_floor.run_floor, "when the floor is taken and given up, beside other turn detectors"),
     "soak": (bench_soak.add_arguments, bench_soak.run_soak, "many turns on one session: memory and tasks"),
     "path": (
         bench_path.add_arguments,

@@ -1,7 +1,7 @@
 """The duplex predictor: asked on every tick (80 ms) whether to respond, to yield, or to talk on.
 
-`DuplexPredictor` is what the session asks; a trained one-layer transformer reads `TickInput.user_state` and `agent_state`.
-`RulePredictor` is the one that runs until such weights are there: it reads silence, duration and the words themselves.
+`DuplexPredictor` is what the session asks. `RulePredictor` reads silence, duration and the words themselves; the trained one
+(duplex.predictor_trained) hears both sides too.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from numpy.typing import NDArray
-
 from duplex.english import is_backchannel, opens_interruption, seems_complete
 from duplex.errors import ConfigError
+from duplex.predictor_features import Heard
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +37,6 @@ class TickInput:
     """How far the user's sound is a closed-mouth hum, in [0, 1]."""
     sentence_ends: float | None = None
     """How likely the user's sentence ends after these words, by the LLM, in [0, 1]; None when not known."""
-    user_state: NDArray[Any] | None = None
-    """Newest encoder or LLM state of the user's side, [d]; for a trained predictor."""
-    agent_state: NDArray[Any] | None = None
-    """Newest LLM hidden state of the agent's side, [d]; for a trained predictor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +58,12 @@ class DuplexPredictor(Protocol):
         """A fresh state for one conversation."""
         ...
 
+    def hear(self, state: Any, heard: Heard) -> None:
+        """Take the newest tick of both sides; called on every tick, whoever speaks, before `tick`."""
+        ...
+
     def tick(self, state: Any, known: TickInput) -> TickDecision:
-        """One decision; at most 2 ms."""
+        """One decision; with `hear` at most 2 ms."""
         ...
 
 
@@ -120,6 +119,9 @@ class RulePredictor:
         """Rules need no memory."""
         return None
 
+    def hear(self, state: None, heard: Heard) -> None:
+        """Rules do not listen themselves."""
+
     def tick(self, state: None, known: TickInput) -> TickDecision:
         """Respond rises piecewise with silence: 0.5 at `speculate_s`, 0.8 at the silence that ends this kind of turn."""
         return self._over_agent(known) if known.agent_speaking else self._after_user(known)
@@ -128,14 +130,14 @@ class RulePredictor:
         c = self.config
         if known.voiced:
             return TickDecision()
-        needed = self._needed_silence_s(known)
+        needed = self.needed_silence_s(None, known)
         silence = known.silence_s
         if silence < c.speculate_s:
             return TickDecision(respond=0.5 * silence / c.speculate_s * 0.99)
         rise = (silence - c.speculate_s) / max(needed - c.speculate_s, 1e-6)
         return TickDecision(respond=min(1.0, 0.5 + 0.3 * rise))
 
-    def _needed_silence_s(self, known: TickInput) -> float:
+    def needed_silence_s(self, state: None, known: TickInput) -> float:
         """Silence that ends a turn with these words: short for a whole sentence, long for one that plainly goes on."""
         c = self.config
         if not known.transcript_fresh:

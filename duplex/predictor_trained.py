@@ -10,12 +10,13 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from duplex.checkpoint import fill, read_tensors
 from duplex.errors import ConfigError, WeightsError
-from duplex.predictor import TickDecision, TickInput
+from duplex.predictor import RuleConfig, RulePredictor, TickDecision, TickInput
 from duplex.predictor_features import FeatureState, Heard, sound_features, state_features
 from duplex.predictor_net import FloorNet, NetConfig, NetState
 from duplex.scenario import KEEP, RESPOND, YIELD
@@ -36,6 +37,8 @@ class TrainedConfig:
     """Silence that ends a turn of which the network is sure that it goes on."""
     newest: int = 2
     """Ticks of the silence whose odds are averaged."""
+    overlaps: Literal["rules", "net"] = "rules"
+    """Who judges sounds over the agent's voice."""
     takeover_p: float = 0.75
     """P(the user takes the floor), of those sounds that could, from which the agent yields while the sound goes on."""
     least_s: float = 0.16
@@ -65,14 +68,25 @@ class TrainedState:
 class TrainedPredictor:
     """`duplex.predictor.DuplexPredictor` with weights. Holds no conversation; threads may share it."""
 
-    def __init__(self, net: FloorNet, surely: float = 2.0, hardly: float = -2.0, config: TrainedConfig | None = None) -> None:
-        """surely, hardly: log odds of a turn's end from which it is sure, and up to which it is sure that the turn goes on."""
+    def __init__(
+        self,
+        net: FloorNet,
+        surely: float = 2.0,
+        hardly: float = -2.0,
+        config: TrainedConfig | None = None,
+        rules: RuleConfig | None = None,
+    ) -> None:
+        """surely, hardly: log odds of a turn's end from which it is sure, and up to which it is sure that the turn goes on.
+
+        rules: for sounds over the agent's voice, where they are left to the rules.
+        """
         self.config = config or TrainedConfig()
+        self.rules = RulePredictor(rules)
         self.net = net.eval().requires_grad_(False)
         self.surely, self.hardly = max(surely, hardly + 1e-3), hardly
 
     @classmethod
-    def load(cls, file: Path = WEIGHTS, config: TrainedConfig | None = None) -> TrainedPredictor:
+    def load(cls, file: Path = WEIGHTS, config: TrainedConfig | None = None, rules: RuleConfig | None = None) -> TrainedPredictor:
         """From what `save` wrote. Raises WeightsError."""
         from safetensors import SafetensorError, safe_open
 
@@ -85,7 +99,7 @@ class TrainedPredictor:
         except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
             raise WeightsError(f"{file} does not say what shape of predictor it holds ({error}); train it again.") from error
         fill(net, tensors, file, "the duplex predictor", torch.float32)
-        return cls(net, surely, hardly, config)
+        return cls(net, surely, hardly, config, rules)
 
     def save(self, file: Path) -> None:
         """fp16 safetensors with the shape and the two odds in its header. Raises OSError."""
@@ -116,9 +130,11 @@ class TrainedPredictor:
 
     def tick(self, state: TrainedState, known: TickInput) -> TickDecision:
         """One decision, from what was heard up to now."""
-        return self._over_agent(state, known) if known.agent_speaking else self._after_user(state, known)
+        if not known.agent_speaking:
+            return self._after_user(state, known)
+        return self._over_agent(state, known) if self.config.overlaps == "net" else self.rules.tick(None, known)
 
-    def needed_silence_s(self, state: TrainedState) -> float:
+    def needed_silence_s(self, state: TrainedState, known: TickInput) -> float:
         """Silence that ends the user's turn, by what was heard of it."""
         c = self.config
         if not state.odds:
@@ -131,7 +147,7 @@ class TrainedPredictor:
         c = self.config
         if known.voiced:
             return TickDecision()
-        needed, silence = self.needed_silence_s(state), known.silence_s
+        needed, silence = self.needed_silence_s(state, known), known.silence_s
         prepare = c.speculate_s if needed < 0.7 * c.incomplete_s else needed / 2
         if silence < prepare:
             return TickDecision(respond=0.49 * silence / prepare)

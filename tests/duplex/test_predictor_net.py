@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from duplex.audio import TICK
 from duplex.errors import ConfigError, WeightsError
-from duplex.predictor import TickInput
+from duplex.predictor import RulePredictor, TickInput
+from duplex.predictor_choice import PredictorConfig, choose_predictor
 from duplex.predictor_features import STATE, WORDS, FeatureState, Heard, sound_features, state_features
 from duplex.predictor_net import FloorNet, NetConfig
 from duplex.predictor_trained import TrainedConfig, TrainedPredictor
@@ -171,13 +172,28 @@ def test_before_anything_was_heard_it_waits_and_never_answers_a_voice() -> None:
 
 @pytest.mark.parametrize(("taken", "yields"), [(0.95, True), (0.05, False)])
 def test_over_the_agent_it_yields_or_talks_on(taken: float, yields: bool) -> None:
-    predictor = TrainedPredictor(sure(0.0, taken))
+    predictor = TrainedPredictor(sure(0.0, taken), config=TrainedConfig(overlaps="net"))
     state = predictor.open()
     predictor.hear(state, heard(agent_speaking=True, voiced=True, silence_s=0.0))
     going = predictor.tick(state, known(agent_speaking=True, voiced=True, silence_s=0.0, voiced_s=0.4))
     over = predictor.tick(state, known(agent_speaking=True, silence_s=0.3, voiced_s=0.4))
     assert (going.yield_ >= 0.8) is yields and (over.yield_ >= 0.8) is yields and (over.backchannel >= 0.8) is not yields
     assert predictor.tick(state, known(agent_speaking=True, voiced=True, voiced_s=0.05)).yield_ < 0.8
+
+
+def test_overlaps_may_be_left_to_the_rules() -> None:
+    predictor = TrainedPredictor(sure(0.0, 0.01))
+    over = known(agent_speaking=True, voiced=True, voiced_s=0.7, transcript="what about", silence_s=0.0)
+    assert predictor.tick(predictor.open(), over) == RulePredictor().tick(None, over)
+
+
+def test_a_profile_chooses(tmp_path: Path, net: FloorNet) -> None:
+    assert isinstance(choose_predictor(PredictorConfig()), RulePredictor)
+    TrainedPredictor(net).save(tmp_path / "p.safetensors")
+    chosen = choose_predictor(PredictorConfig(kind="trained", weights=str(tmp_path / "p.safetensors"), takeover_s=0.5))
+    assert isinstance(chosen, TrainedPredictor) and chosen.rules.config.takeover_s == 0.5
+    with pytest.raises(WeightsError, match="missing"):
+        choose_predictor(PredictorConfig(kind="trained", weights=str(tmp_path / "none.safetensors")))
 
 
 def test_weights_travel_through_a_file(tmp_path: Path, net: FloorNet) -> None:
