@@ -2,18 +2,22 @@
 // machine, a Bluetooth headset), the canceller needs seconds to find it again, and meanwhile the agent would hear itself and fall silent.
 //
 // The agent's voice is recognised by its likeness to what was just played: the whitened cross-correlation of the last 160 ms of the microphone
-// with the last 660 ms of the loudspeaker has one sharp peak for an echo of any delay up to 500 ms, and none for another voice, nor
-// when another voice is louder than what is left of the echo. A block that is echo is silenced; what a person says passes.
+// with the last 960 ms of the loudspeaker has one sharp peak for an echo of any delay up to 800 ms, and none for another voice, nor
+// when another voice is louder than what is left of the echo. At a delay where an echo was found before, a lower peak is believed. A block that is echo is silenced; what a person says passes.
 
 import { levelDb } from "./pcm.js";
 
 const DECIMATE = 3; // 24 kHz -> 8 kHz: speech's band is enough
 const RATE_HZ = 8000;
 const WINDOW = 1280; // samples of the microphone that are compared: 160 ms
-const LAGS = 4000; // 500 ms
+const LAGS = 6400; // 800 ms
 const SIZE = 8192;
 const BAND_HZ = [300, 3400];
 const PEAK = 10; // peak over standard deviation from which it is an echo; another voice reaches this in one block of fifty
+const KNOWN_PEAK = 7; // the same at a delay at which there was an echo before
+const NEAR_LAG = 80; // samples, 10 ms: so near a known delay
+const KEEP = 12; // echoes that are remembered
+const APART_BLOCKS = 9; // more than a window
 const QUIET_DB = -58; // softer than this it does not matter what it is
 const FAR_DB = -50;
 const HOLD_BLOCKS = 3; // once recognised, the echo is expected for 60 ms more
@@ -92,11 +96,13 @@ export class EchoGuard {
     this.im = new Float64Array(SIZE);
     this.farBlocks = 0; // blocks in which what was played can still come back
     this.hold = 0;
-    this.silenced = 0; // blocks so far
+    this.found = []; // {lag, block} of the newest echoes
+    this.block = 0;
   }
 
   /** Microphone and loudspeaker of the same 20 ms; true when the microphone holds the agent's own voice and nobody louder. */
   isEcho(near, far) {
+    this.block++;
     shiftIn(this.near, this.nearRate.push(near));
     shiftIn(this.far, this.farRate.push(far));
     if (levelDb(far) > FAR_DB) this.farBlocks = Math.ceil(((LAGS + WINDOW) * DECIMATE) / near.length);
@@ -105,15 +111,13 @@ export class EchoGuard {
       if (this.hold) this.hold--;
       return false;
     }
-    const peak = this.likeness();
-    if (peak >= PEAK) this.hold = HOLD_BLOCKS;
+    if (this.alike()) this.hold = HOLD_BLOCKS;
     else if (this.hold) this.hold--;
-    if (this.hold) this.silenced++;
     return this.hold > 0;
   }
 
-  /** Highest peak of the whitened cross-correlation over its standard deviation. */
-  likeness() {
+  /** Whether the whitened cross-correlation has a peak that only an echo makes. */
+  alike() {
     const { re, im } = this;
     re.fill(0);
     im.fill(0);
@@ -137,14 +141,30 @@ export class EchoGuard {
       ci[m] = -ci[k];
     }
     transform(cr, ci, 1);
-    let [most, sum, squares] = [-Infinity, 0, 0];
+    let [best, known, sum, squares] = [0, 0, 0, 0];
+    const at = (start) => cr[(SIZE - start) % SIZE]; // the window lies `start` samples after the far side's first
     for (let start = 0; start <= LAGS; start++) {
-      const value = cr[(SIZE - start) % SIZE]; // the window lies `start` samples after the far side's first
-      if (value > most) most = value;
+      const value = at(start);
+      if (value > at(best)) best = start;
       sum += value;
       squares += value * value;
     }
+    for (const lag of this.knownLags())
+      for (let start = Math.max(lag - NEAR_LAG, 0); start <= Math.min(lag + NEAR_LAG, LAGS); start++) known = Math.max(known, at(start));
     const mean = sum / (LAGS + 1);
-    return most / Math.sqrt(squares / (LAGS + 1) - mean * mean || 1);
+    const deviation = Math.sqrt(squares / (LAGS + 1) - mean * mean) || Infinity;
+    if (at(best) >= PEAK * deviation) {
+      this.found.push({ lag: best, block: this.block });
+      if (this.found.length > KEEP) this.found.shift();
+      return true;
+    }
+    return known >= KNOWN_PEAK * deviation;
+  }
+
+  /** Delays that were found twice in windows that share no sound: chance does not do that. */
+  knownLags() {
+    const { found } = this;
+    const twice = found.filter((a) => found.some((b) => b.block - a.block >= APART_BLOCKS && Math.abs(a.lag - b.lag) <= NEAR_LAG));
+    return twice.map(({ lag }) => lag);
   }
 }
