@@ -1,7 +1,8 @@
 """Functions that the LLM may call: how it is told of them, and how a call is read out of what it writes.
 
 The words are those of Qwen2.5's chat template. A call is one JSON object with `name` and `arguments` between `<tool_call>` and
-`</tool_call>`; one that is not well-formed, or names a function that was not offered, is no call.
+`</tool_call>`, in a fenced block, or with nothing spoken before it (nobody says a brace); one that is not well-formed, or names a function
+that was not offered, is no call.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+MARKS = {OPEN: CLOSE, "```json": "```"}
+"""What begins a call -> what ends it; the second form is what Qwen's small models for code write instead."""
 MOST_CALL_CHARACTERS = 8_000
 """A longer call is given up."""
 
@@ -83,6 +86,8 @@ class CallFinder:
         """Calls that were none."""
         self._names = set(names)
         self._inside: str | None = None
+        self._end: str | None = CLOSE
+        self._silent = True  # nothing was spoken so far
         self._held: list[tuple[str, Any]] = []
 
     @property
@@ -98,20 +103,16 @@ class CallFinder:
             return []
         self._held.append((text, token))
         held = "".join(t for t, _ in self._held)
-        if OPEN in held:
-            # a token before the mark's own is speech; one that holds more than the mark goes with the mark
-            start = held.index(OPEN)
-            spoken, at = [], 0
-            for piece, waiting in self._held:
-                if at + len(piece) <= start:
-                    spoken.append(waiting)
-                at += len(piece)
-            self._inside = held[start + len(OPEN) :]
-            self._held = []
-            self._close()
-            return spoken
-        keep = next((n for n in range(min(len(OPEN) - 1, len(held)), 0, -1) if held.endswith(OPEN[:n])), 0)
-        return self._let_go(len(held) - keep)
+        for mark, end in MARKS.items():
+            if mark in held:
+                start = held.index(mark)
+                spoken = self._let_go(start)  # a token that holds more than the mark goes with the mark
+                self._begin(held[start + len(mark) :], end)
+                return spoken
+        if self._silent and held.lstrip().startswith("{"):
+            self._begin(held, None)
+            return []
+        return self._let_go(len(held) - max(_begun(held, mark) for mark in MARKS))
 
     def finish(self) -> list[Any]:
         """The text has ended: what is still to be spoken. A call without its end mark counts if it is whole."""
@@ -120,6 +121,10 @@ class CallFinder:
             self._inside = None
         return self._let_go(None)
 
+    def _begin(self, text: str, end: str | None) -> None:
+        self._inside, self._end, self._held = text, end, []
+        self._close()
+
     def _let_go(self, characters: int | None) -> list[Any]:
         """Held tokens that lie wholly within the first `characters`; None for all."""
         spoken, at = [], 0
@@ -127,15 +132,20 @@ class CallFinder:
             piece, token = self._held.pop(0)
             at += len(piece)
             spoken.append(token)
+            self._silent = self._silent and not piece.strip()
         return spoken
 
     def _close(self) -> None:
         assert self._inside is not None
-        if CLOSE in self._inside:
-            body, _, _ = self._inside.partition(CLOSE)
+        if self._end is None:
+            if (length := _object_length(self._inside)) is not None:
+                self._take(self._inside[:length])
+                self._inside = None
+        elif self._end in self._inside:
+            body, _, _ = self._inside.partition(self._end)
             self._take(body)
             self._inside = None  # what follows on the same token is white space
-        elif len(self._inside) > MOST_CALL_CHARACTERS + len(CLOSE):
+        if self._inside is not None and len(self._inside) > MOST_CALL_CHARACTERS + len(CLOSE):
             self._inside = "x" * MOST_CALL_CHARACTERS + self._inside[-len(CLOSE) :]  # no call any more; its end is still looked for
 
     def _take(self, body: str) -> None:
@@ -144,3 +154,19 @@ class CallFinder:
             self.malformed += 1
         else:
             self.calls.append(call)
+
+
+def _begun(text: str, mark: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `mark`."""
+    return next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0)
+
+
+def _object_length(text: str) -> int | None:
+    """Where the JSON value that `text` begins with ends; None while it goes on."""
+    if not text.rstrip().endswith("}"):
+        return None
+    try:
+        _, end = json.JSONDecoder().raw_decode(text, len(text) - len(text.lstrip()))
+    except (ValueError, RecursionError):
+        return None
+    return int(end)

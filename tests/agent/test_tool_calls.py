@@ -12,6 +12,7 @@ from agent.chat_template import Message, render_chat
 from agent.tool_calls import CallFinder, Tool, read_call, with_tools
 from agent.vocabulary import ByteVocabulary
 
+FENCED = '```json\n{"name": "f", "arguments": {"a": "<b>"}}\n```'
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": "<b>"}}\n</tool_call>'
 
 
@@ -21,11 +22,11 @@ def find(pieces: list[str]) -> tuple[str, CallFinder]:
     return "".join([*spoken, *finder.finish()]), finder
 
 
-@given(st.data())
-def test_a_call_is_found_however_it_is_cut(data: st.DataObject) -> None:
-    text = f"a < b <tool{CALL}"
-    mark = text.index("<tool_call>")
-    cuts = sorted(data.draw(st.sets(st.integers(1, len(text) - 1))) | {mark, mark + len("<tool_call>")})
+@given(st.data(), st.sampled_from([CALL, FENCED]))
+def test_a_call_is_found_however_it_is_cut(data: st.DataObject, call: str) -> None:
+    text = f"a < b <tool{call}"
+    mark = len(text) - len(call)
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(text) - 1))) | {mark})
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     spoken, finder = find(pieces)
     assert spoken == "a < b <tool"
@@ -33,7 +34,7 @@ def test_a_call_is_found_however_it_is_cut(data: st.DataObject) -> None:
     assert finder.malformed == 0
 
 
-@pytest.mark.parametrize("text", ["a < b", "<tool", "Say <tool_cal", "", "x<"])
+@pytest.mark.parametrize("text", ["a < b", "<tool", "Say <tool_cal", "", "x<", "``", "```js"])
 def test_what_only_looks_like_one_is_spoken(text: str) -> None:
     spoken, finder = find(list(text))
     assert (spoken, finder.calls, finder.malformed) == (text, [], 0)
@@ -47,6 +48,13 @@ def test_a_malformed_call_is_none(body: str) -> None:
     assert read_call(body, ["f"]) is None
     spoken, finder = find(["Well. ", "<tool_call>", body, "</tool_call>"])
     assert (spoken, finder.calls, finder.malformed) == ("Well. ", [], 1)
+
+
+def test_a_reply_that_begins_with_a_brace_is_a_call_or_nothing() -> None:
+    spoken, finder = find(list('\n{"name": "f", "arguments": {"a": "}"}}\nDone.'))
+    assert (spoken.strip(), [c.arguments for c in finder.calls], finder.malformed) == ("Done.", ['{"a": "}"}'], 0)
+    assert find(list('{"name": "g"}'))[1].malformed == 1
+    assert find(list("Say {x}."))[0] == "Say {x}."
 
 
 def test_a_call_without_its_end_counts_if_it_is_whole_and_two_are_two() -> None:

@@ -7,6 +7,7 @@ import base64
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from openai import AsyncOpenAI
 from apps.realtime import AccessConfig
 from tests.apps.served import Served, b64, doubles, served, tone
 
+DOCUMENTATION = (Path(__file__).resolve().parents[2] / "docs" / "realtime.md").read_text(encoding="utf-8")
 QUESTION, STORY, STOP = 800, 1200, 1600
 PHRASES = {QUESTION: "What is the capital of France?", STORY: "Tell me a story.", STOP: "Wait, stop that right now."}
 LONG = "This is a rather long answer that goes on and on about the matter at hand until someone stops it at last."
@@ -349,3 +351,98 @@ async def test_a_session_that_is_too_long_is_ended() -> None:
             kinds = [json.loads(message) async for message in socket]
         assert kinds[-1]["error"]["code"] == "session_expired"
         assert socket.close_code == 1000
+
+
+async def test_items_are_told_apart_kept_and_deleted() -> None:
+    parts = doubles(PHRASES, ["First.", "Second."])
+    with served(parts) as server:
+        async with talk(server, stream=False, output_modalities=["text"]) as talking:
+            item = talking.connection.conversation.item
+            for item_id, text in (("one", "Forget me."), ("two", "Keep me.")):
+                content = [{"type": "input_text", "text": text}]
+                await item.create(item={"id": item_id, "type": "message", "role": "user", "content": content})
+            added = await talking.until("conversation.item.done")
+            assert added.item.id == "one"
+            await item.retrieve(item_id="two")
+            assert (await talking.until("conversation.item.retrieved")).item.content[0].text == "Keep me."
+            await item.delete(item_id="one")
+            assert (await talking.until("conversation.item.deleted")).item_id == "one"
+            await item.create(item={"id": "two", "type": "message", "role": "user", "content": content})
+            assert (await talking.until("error")).error.param == "item.id"
+            await talking.connection.response.create()
+            await talking.until("response.done")
+    assert [(m.role, m.text) for m in parts.thinker.seen[-1]] == [("user", "Keep me.")]
+
+
+async def test_sound_as_an_item_is_recognised(server: Served) -> None:
+    async with talk(server, stream=False, output_modalities=["text"]) as talking:
+        content = [{"type": "input_audio", "audio": b64(tone(QUESTION))}]
+        await talking.connection.conversation.item.create(item={"type": "message", "role": "user", "content": content})
+        await talking.connection.response.create()
+        completed = await talking.until("conversation.item.input_audio_transcription.completed")
+        await talking.until("response.done")
+    assert completed.transcript == PHRASES[QUESTION]
+
+
+async def test_what_the_client_played_is_what_was_heard() -> None:
+    with served(doubles(PHRASES, [LONG])) as server:
+        async with talk(server) as talking:
+            talking.say(tone(STORY))
+            started = await talking.until("response.output_item.added")
+            await asyncio.sleep(1.5)
+            ack = {"type": "duologue.playback.ack", "item_id": started.item.id, "played_ms": 300}
+            await talking.connection._connection.send(json.dumps(ack))
+            await talking.connection.response.cancel()
+            await talking.until("response.done")
+    final = next(e for e in talking.events if e.type == "duologue.heard" and e.final)
+    assert final.heard.strip() == "This"
+
+
+async def test_a_long_silence_may_be_broken_by_the_agent() -> None:
+    detection = {"type": "server_vad", "idle_timeout_ms": 1000}
+    with served(doubles(PHRASES, ["Paris is."])) as server:
+        async with talk(server, audio={"input": {"turn_detection": detection}}) as talking:
+            talking.say(tone(QUESTION))
+            await talking.until("response.done")
+            await talking.until("input_audio_buffer.timeout_triggered")
+            await talking.until("response.done")
+
+
+async def test_a_response_may_be_text_for_once_and_levels_are_told_when_asked_for(server: Served) -> None:
+    async with talk(server, duologue={"levels": True}) as talking:
+        content = [{"type": "input_text", "text": "Hello."}]
+        await talking.connection.conversation.item.create(item={"type": "message", "role": "user", "content": content})
+        await talking.connection.response.create(response={"output_modalities": ["text"], "metadata": {"k": "v"}})
+        done = await talking.until("response.done")
+        levels = await talking.until("duologue.levels")
+    assert done.response.metadata == {"k": "v"}
+    assert done.response.output[0].content[0].text == "Paris is."
+    assert levels.user_db < -60
+
+
+async def test_a_response_under_way_when_the_connection_is_lost_falls_silent_and_is_told_later() -> None:
+    parts = doubles(PHRASES, [LONG])
+    with served(parts) as server:
+        async with websockets.connect(server.ws) as first:
+            token = json.loads(await first.recv())["session"]["duologue"]["resume_token"]
+            await first.send(json.dumps({"type": "input_audio_buffer.append", "audio": b64(tone(STORY))}))
+            while json.loads(await first.recv())["type"] != "response.output_audio.delta":
+                pass
+            first.transport.abort()
+        await asyncio.sleep(0.5)
+        kinds = []
+        async with websockets.connect(f"{server.ws}?resume={token}") as second:
+            while kinds[-1:] != ["response.done"]:
+                event = json.loads(await asyncio.wait_for(second.recv(), 10))
+                kinds.append(event["type"])
+        assert event["response"]["status"] == "cancelled"
+        assert kinds[:2] == ["session.created", "duologue.resumed"]
+        assert "response.output_audio.delta" not in kinds
+
+
+async def test_the_example_in_the_documentation_runs(server: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    example = DOCUMENTATION.split("```python\n")[1].split("```")[0].replace("http://127.0.0.1:8765", server.http)
+    space: dict[str, Any] = {}
+    exec(compile(example.replace("asyncio.run(main())", ""), "example", "exec"), space)
+    await asyncio.wait_for(space["main"](), 20)
+    assert capsys.readouterr().out == "Paris is."
