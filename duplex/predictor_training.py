@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -166,7 +167,7 @@ def _resume(file: Path, net: FloorNet, optimizer: torch.optim.Optimizer) -> int:
         net.load_state_dict(kept["net"])
         optimizer.load_state_dict(kept["optimizer"])
         return int(kept["step"])
-    except (KeyError, ValueError, RuntimeError, OSError) as error:
+    except (KeyError, ValueError, RuntimeError, OSError, EOFError, UnpicklingError) as error:
         raise WeightsError(f"{file} is no checkpoint that training can go on from ({error}); delete it to begin anew.") from error
 
 
