@@ -157,7 +157,8 @@ class Responder:
             while len(waiting) >= config.group_tokens:
                 await groups.put(_group(waiting[: config.group_tokens]))
                 del waiting[: config.group_tokens]
-            if count >= config.enough_tokens and text.rstrip().endswith((".", "!", "?")) and not (finder and finder.inside):
+            whole = count >= config.enough_tokens and text.rstrip().endswith((".", "!", "?")) and not (finder and finder.inside)
+            if whole or (finder is not None and finder.complete):
                 made.cut_short = False
                 break
         if finder is not None:

@@ -84,6 +84,8 @@ class CallFinder:
         self.calls: list[Call] = []
         self.malformed = 0
         """Calls that were none."""
+        self.complete = False
+        """Nothing worth having can follow: a reply that was one bare object is over with it, or would repeat it without end."""
         self._names = set(names)
         self._inside: str | None = None
         self._end: str | None = CLOSE
@@ -140,7 +142,7 @@ class CallFinder:
         if self._end is None:
             if (length := _object_length(self._inside)) is not None:
                 self._take(self._inside[:length])
-                self._inside = None
+                self._inside, self.complete = None, True
         elif self._end in self._inside:
             body, _, _ = self._inside.partition(self._end)
             self._take(body)
