@@ -50,7 +50,7 @@ class Chat:
     def render(self, system: str, messages: Sequence[Message], open_assistant: bool = True, open_last: bool = False) -> list[int]:
         """ChatML token ids; the oldest exchanges are forgotten until the rest fits. Raises ValueError for an over-long system prompt."""
         vocabulary = self.thinker.vocabulary
-        kept = drop_oldest(vocabulary, system, messages, self._budget)
+        kept = drop_oldest(vocabulary, system, messages, self._budget, self._budget // 4)
         return render_chat(vocabulary, system, kept, open_assistant=open_assistant, open_last=open_last)
 
     def turn_end(self, context: Context) -> float:

@@ -53,12 +53,17 @@ def _encode_with_marks(vocabulary: Vocabulary, text: str) -> list[int]:
     return ids
 
 
-def drop_oldest(vocabulary: Vocabulary, system: str, messages: Sequence[Message], budget_tokens: int) -> list[Message]:
+def drop_oldest(
+    vocabulary: Vocabulary, system: str, messages: Sequence[Message], budget_tokens: int, step_tokens: int = 1
+) -> list[Message]:
     """The newest part of a conversation that fits, opened for a reply, in `budget_tokens`.
 
     Forgets whole exchanges, the oldest first: what is kept starts with a user turn. The system prompt and the newest user turn
     (with what follows it) always stay; if that turn alone is too long, its beginning is cut. Raises ValueError when not even the
     system prompt fits.
+
+    step_tokens: what is forgotten comes in steps of about so many tokens, counted from the first message. A longer step forgets more
+    than it must, and in return the beginning stays the same for longer, so that a context need not be read anew at every turn.
     """
     kept = list(messages)
     starts = [index for index, message in enumerate(kept) if message.role == "user"]
@@ -74,9 +79,13 @@ def drop_oldest(vocabulary: Vocabulary, system: str, messages: Sequence[Message]
         )
     fixed = size([])
     costs = [size([message]) - fixed for message in kept]  # messages are encoded apart, so their costs add up
-    for start in starts:
-        if fixed + sum(costs[start:]) <= budget_tokens:
-            return kept[start:]
+    total = sum(costs)
+    excess = fixed + total - budget_tokens
+    wanted = -(-excess // step_tokens) * step_tokens  # the excess in whole steps
+    for least in (wanted, excess):
+        for start in starts:
+            if sum(costs[:start]) >= least:
+                return kept[start:]
     newest = kept[starts[-1] :]
     spare = budget_tokens - size([Message("user", ""), *newest[1:]])
     if spare < 1:

@@ -15,6 +15,8 @@ from agent.chat_template import Message
 
 MOST_MESSAGES = 100
 """Older entries are forgotten; a context holds fewer than these."""
+FORGOTTEN_AT_ONCE = 32
+"""So many go together, because each time the LLM has to read everything that is left anew."""
 
 Kind = Literal["user", "assistant", "system", "call", "result"]
 
@@ -65,7 +67,7 @@ class History:
             return
         self.entries.append(Entry(kind, text, key))
         if len(self.entries) > MOST_MESSAGES:
-            del self.entries[0]
+            del self.entries[:FORGOTTEN_AT_ONCE]
             while self.entries and self.entries[0].kind not in ("user", "system"):
                 del self.entries[0]
 

@@ -342,6 +342,7 @@ class Session(Steering):
         self._reply = None
         self._end(reply, "completed" if done else "failed", self._now + self._committed(), heard, text)
         self._receive(turn.ResponseDrained(self._now, reply.epoch))
+        self._start(self._read_ahead(), "read-ahead")
 
     def _stop_reply(self, *, asked: bool) -> None:
         reply = self._reply
@@ -417,6 +418,10 @@ class Session(Steering):
 
     async def _read(self, text: str) -> float | None:
         return await self._responder.read(self.history.with_user(text), self.manner)
+
+    async def _read_ahead(self) -> None:
+        """Between turns: what was heard, and now and then, when old turns were forgotten, everything that is left."""
+        await self._read(".")  # of the next turn nothing is known but that it is the user's: a stop alone is not read
 
     # -- parts --------------------------------------------------------------------------------------------------------------------
 

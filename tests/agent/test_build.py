@@ -104,6 +104,11 @@ def test_history_joins_sides_and_is_bounded() -> None:
     for i in range(500):
         history.add("assistant" if i % 2 == 0 else "user", str(i))
     assert len(history.messages) <= MOST_MESSAGES and history.messages[-1].text == "499"
+    beginnings = []
+    for i in range(500, 560):
+        history.add("user" if i % 2 else "assistant", str(i))
+        beginnings.append(history.messages[0].text)
+    assert len(set(beginnings)) <= 3  # what is forgotten goes together, so that the LLM need not read anew at every turn
 
 
 def test_the_scripted_user_waits_for_the_agent() -> None:

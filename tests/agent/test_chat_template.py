@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,11 +65,24 @@ def test_no_room_at_all() -> None:
         drop_oldest(V, "S" * 100, [], 50)
 
 
+def test_what_is_forgotten_goes_in_steps_so_that_the_beginning_stays() -> None:
+    talk: list[Message] = []
+    beginnings = []
+    for turn in range(40):
+        talk += [Message("user", f"question {turn:02}"), Message("assistant", f"answer {turn:02}")]
+        kept = drop_oldest(V, "S", talk, 800, 200)
+        assert len(render_chat(V, "S", kept)) <= 800 and kept[-2:] == talk[-2:]
+        beginnings.append(kept[0].text)
+    changes = sum(a != b for a, b in itertools.pairwise(beginnings))
+    exact = [drop_oldest(V, "S", talk[:end], 800)[0].text for end in range(2, 82, 2)]
+    assert 0 < changes <= sum(a != b for a, b in itertools.pairwise(exact)) / 2
+
+
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=8), st.integers(60, 300))
 def test_what_is_kept_fits_and_is_the_newest(texts: list[str], budget: int) -> None:
     talk = [
         Message("assistant" if place % 2 else "user", text.encode("utf-8", "ignore").decode()) for place, text in enumerate(texts)
     ]
-    kept = drop_oldest(V, "S", talk, budget)
+    kept = drop_oldest(V, "S", talk, budget, budget // 4)
     assert len(render_chat(V, "S", kept)) <= budget
     assert (kept[0].role == "user" and talk[-len(kept) + 1 :][: len(kept) - 1] == kept[1:]) or len(kept) == 1
