@@ -31,9 +31,9 @@ class TrainedConfig:
 
     speculate_s: float = 0.16
     """Silence after which a response is prepared, unless the turn plainly goes on."""
-    complete_s: float = 0.30
+    complete_s: float = 0.24
     """Silence that ends a turn whose end is sure."""
-    incomplete_s: float = 1.8
+    incomplete_s: float = 2.0
     """Silence that ends a turn of which the network is sure that it goes on."""
     newest: int = 2
     """Ticks of the silence whose odds are averaged."""
