@@ -87,7 +87,7 @@ def build_page(config: PageConfig) -> gr.Blocks:
             key = gr.Textbox("", label="Access key", type="password", visible=config.asks_key)
         settings = [profile, voice, instructions, eagerness, key]
         page.load(fn=None, inputs=settings, js=_CONFIGURE)
-        for listen in (profile.change, voice.change, eagerness.change, instructions.blur, key.blur):
+        for listen in (profile.change, voice.change, eagerness.change, instructions.blur, key.change, key.blur):
             listen(fn=None, inputs=settings, js=_CONFIGURE)
     return page
 
