@@ -1,4 +1,4 @@
-"""Speech for built conversations: flite's voices, the voice "joe", and recorded prompts, each with the places where it may pause.
+"""Speech for built conversations: flite's voices and the voice "joe", each with the places where it may pause.
 
 flite tells when each of its phones ends, so the place of a hesitation is found by counting the phones of the words before it; joe's
 durations are planned word by word. The end of a turn is spoken in three ways, as the sentence's end, before a comma, and cut out of running
@@ -29,8 +29,6 @@ from duplex.scenario_texts import FILLERS
 
 Speak = Callable[[str, list[str]], tuple[Samples, list[int]]]
 """(text, its beginnings) -> [n] user samples, and where each beginning ends; raises ValueError where that cannot be told."""
-
-PROMPTS = Path("/usr/share/asterisk/sounds/en")
 
 
 def need_flite() -> None:
@@ -115,17 +113,6 @@ def utter(speak: Speak, voice: str, sentence: str, rng: np.random.Generator, *, 
     if any(b <= a for a, b in pairwise(places)):
         return None
     return Utterance(voice, samples[: places[-1]], tuple(places), tuple(said), (*marks, True))
-
-
-def prompts(most: int = 400, folder: Path = PROMPTS) -> list[Utterance]:
-    """Recorded prompts of 0.8 to 8 s as whole turns (Asterisk's `wav` sounds, 8 kHz); none where they are not installed."""
-    found = []
-    for file in sorted(folder.glob("*.wav"))[:most]:
-        sound, rate = soundfile.read(file, dtype="float32")
-        if 0.8 <= len(sound) / rate <= 8.0:
-            samples = resample(sound, rate, USER_RATE_HZ)
-            found.append(Utterance("allison", samples, (len(samples),), (file.stem.replace("-", " "),), (True,)))
-    return found
 
 
 def _run(command: list[str]) -> str:

@@ -69,8 +69,7 @@ class Voice:
     """One speaker of a stock."""
 
     name: str
-    speak: Speak | None
-    """None for recorded prompts."""
+    speak: Speak
     count: int
     """Sentences it speaks."""
 
@@ -116,7 +115,6 @@ def _speak_all(which: Set, voice: Voice, reader: WordsReader | None, seed: int) 
         "backchannels": BACKCHANNELS[which].split("/"),
         "leads": LEADS[which].split("/"),
     }
-    assert voice.speak is not None
     for kind, texts in wanted.items():
         for text in dict.fromkeys(texts):
             utterance = train_speech.utter(voice.speak, voice.name, text, rng, plain=kind != "utterances")
