@@ -116,8 +116,8 @@ def load_qwen(folder: Path, engine: str | None = "auto") -> Qwen2ForCausalLM:
             _install_layers(model, file.get_tensor, engine)
         with safe_open(folder / "embedding.safetensors", framework="pt") as file:
             model.lm_head = _head(file.get_tensor("weight"), file.get_tensor("scale"), engine)
-        with safe_open(folder / "embedding.safetensors", framework="pt") as file:  # a new mapping: none of its pages resident yet
-            model.model.embed_tokens = Int8Embedding(file.get_tensor("weight"), file.get_tensor("scale").clone())
+            # A copy: rows of a mapped file can be taken from memory at any time, and reading one back stalls a reply.
+            model.model.embed_tokens = Int8Embedding(file.get_tensor("weight").clone(), file.get_tensor("scale").clone())
     except Exception as error:  # safetensors raises its own kind for a damaged file and for a missing name
         raise WeightsError(f"The language model in {folder} is damaged ({error}); delete the folder and fetch again.") from error
     model.requires_grad_(False).train(False)
