@@ -19,7 +19,11 @@ BENCHES = {
         bench_conversation.run_conversation_bench,
         "understanding, latency, WER, cascade",
     ),
-    "floor": (bench_floor.add_arguments, bench_floor.run_floor, "when the floor is taken and given up, beside other turn detectors"),
+    "floor": (
+        bench_floor.add_arguments,
+        bench_floor.run_floor,
+        "when the floor is taken and given up, beside other turn detectors",
+    ),
     "soak": (bench_soak.add_arguments, bench_soak.run_soak, "many turns on one session: memory and tasks"),
     "path": (
         bench_path.add_arguments,
