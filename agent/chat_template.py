@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from typing import Literal
 
 from agent.tool_calls import CLOSE, OPEN
@@ -38,19 +40,22 @@ def render_chat(
     ids: list[int] = []
     turns = [("system", system), *((message.role, message.text) for message in messages)]
     for role, text in turns:
-        words = vocabulary.encode(text) if role == "user" else _encode_with_marks(vocabulary, text)
-        ids += [start, *vocabulary.encode(role), *newline, *words, end, *newline]
+        ids += [start, *_encoded(vocabulary, role, False), *newline, *_encoded(vocabulary, text, role != "user"), end, *newline]
     if open_last:
         return ids[: -1 - len(newline)]
     return [*ids, start, *vocabulary.encode("assistant"), *newline] if open_assistant else ids
 
 
-def _encode_with_marks(vocabulary: Vocabulary, text: str) -> list[int]:
+@lru_cache(maxsize=2048)
+def _encoded(vocabulary: Vocabulary, text: str, marks: bool) -> tuple[int, ...]:
+    """Kept, because a dialogue is rendered anew, in the event loop, for every interim transcript. marks: those of calls are tokens."""
+    if not marks:
+        return tuple(vocabulary.encode(text))
     ids: list[int] = []
     for piece in re.split(f"({OPEN}|{CLOSE})", text):
         known = piece in (OPEN, CLOSE) and piece in vocabulary.specials
         ids += [vocabulary.specials[piece]] if known else vocabulary.encode(piece)
-    return ids
+    return tuple(ids)
 
 
 def drop_oldest(
@@ -79,12 +84,12 @@ def drop_oldest(
         )
     fixed = size([])
     costs = [size([message]) - fixed for message in kept]  # messages are encoded apart, so their costs add up
-    total = sum(costs)
-    excess = fixed + total - budget_tokens
+    before = [0, *accumulate(costs)]  # tokens in front of each message
+    excess = fixed + before[-1] - budget_tokens
     wanted = -(-excess // step_tokens) * step_tokens  # the excess in whole steps
     for least in (wanted, excess):
         for start in starts:
-            if sum(costs[:start]) >= least:
+            if before[start] >= least:
                 return kept[start:]
     newest = kept[starts[-1] :]
     spare = budget_tokens - size([Message("user", ""), *newest[1:]])

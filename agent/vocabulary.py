@@ -28,6 +28,10 @@ class Vocabulary(Protocol):
     specials: dict[str, int]
     """Every special token, by its written form."""
 
+    def __hash__(self) -> int:
+        """What was encoded is kept by vocabulary."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Ordinary token ids of `text`; never a special one."""
         ...

@@ -86,3 +86,15 @@ def test_what_is_kept_fits_and_is_the_newest(texts: list[str], budget: int) -> N
     kept = drop_oldest(V, "S", talk, budget, budget // 4)
     assert len(render_chat(V, "S", kept)) <= budget
     assert (kept[0].role == "user" and talk[-len(kept) + 1 :][: len(kept) - 1] == kept[1:]) or len(kept) == 1
+
+
+def test_marks_of_a_call_are_tokens_only_in_what_the_agent_wrote() -> None:
+    """Encodings are kept: those of one side are not given to the other."""
+    vocabulary = ByteVocabulary()
+    vocabulary.specials = {**vocabulary.specials, "<tool_call>": 300, "</tool_call>": 301}
+    text = "<tool_call>x</tool_call>"
+    for _ in range(2):
+        written = render_chat(vocabulary, "S", [Message("user", "Hi"), Message("assistant", text)])
+        said = render_chat(vocabulary, "S", [Message("user", text)])
+        assert written.count(300) == written.count(301) == 1
+        assert 300 not in said and 301 not in said
