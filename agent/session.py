@@ -24,12 +24,13 @@ from agent.parts import Parts
 from agent.reply import Ledger, Reply
 from agent.response import Made, Manner, Responder, ResponseConfig
 from agent.steering import Steering
+from agent.tick import TickSound
 from agent.transport import Transport
 from agent.turn_detection import TurnDetectionConfig
 from agent.user_turn import UserTurn
 from agent.worker import ModelWorker
 from duplex import turn_signals as turn
-from duplex.audio import AGENT_FRAME, AGENT_RATE_HZ, TICK, TICK_FRAMES, USER_FRAME, USER_RATE_HZ, Frame, seconds, user_samples
+from duplex.audio import AGENT_FRAME, AGENT_RATE_HZ, TICK_FRAMES, USER_FRAME, USER_RATE_HZ, Frame, seconds, user_samples
 from duplex.echo import EchoControl
 from duplex.events import (
     AgentTranscript,
@@ -45,11 +46,8 @@ from duplex.events import (
     UserStarted,
     UserStopped,
 )
-from duplex.hum import hum_likeness
 from duplex.levels import level_db
 from duplex.playout import Playout, PlayoutConfig
-from duplex.predictor import TickInput
-from duplex.predictor_features import Heard
 from duplex.turns import TurnConfig, TurnTaking
 from duplex.vad import VoiceActivity, VoiceActivityConfig, VoiceStart, VoiceStop
 
@@ -109,12 +107,11 @@ class Session(Steering):
         self._commits: set[asyncio.Task[None]] = set()
         self._now = 0
         self._voiced = False
-        self._voice_p = 0.0  # the largest since the last tick
+        self._sound = TickSound()
         self._reply: Reply | None = None
         self._ledger = Ledger()
         self._audible: int | None = None  # the newest response that was audible
         self._silent_at = 0
-        self._recent = np.zeros(USER_RATE_HZ // 10, np.float32)  # 100 ms, for the hum measure
         self._tasks: set[asyncio.Task[None]] = set()
         self._hearing: asyncio.Task[None] | None = None
         self._underruns = 0
@@ -183,11 +180,10 @@ class Session(Steering):
         if self.echo is not None and frame.far is not None:
             near = self.echo.process(near, frame.far, user_speaking=self._voiced)
         self._now = frame.start + USER_FRAME
-        self._recent[:-USER_FRAME] = self._recent[USER_FRAME:]
-        self._recent[-USER_FRAME:] = near
+        self._sound.take(near)
         self._listener.feed(near, self._now)
         for end, probability in self._parts.vad.feed(self._vad, near):
-            self._voice_p = max(self._voice_p, probability)
+            self._sound.voice(probability)
             for change in self._activity.update(end, probability, level_db(near)):
                 self._voice_changed(change)
         if self._voiced and self._listener.turn is not None:
@@ -216,22 +212,11 @@ class Session(Steering):
     def _tick(self, user_db: float, agent_db: float) -> None:
         current = self._listener.turn
         overlap = self.turns.floor in ("ducked", "held")
-        self._parts.predictor.hear(self._predictor, self._heard(current))
-        self._voice_p = 0.0
+        at = self._voiced, self._activity.last_voiced, self._now
+        speaking = self._reply is not None and self._reply.started
+        self._parts.predictor.hear(self._predictor, self._sound.heard(current, *at, agent_speaking=speaking))
         if current is not None:
-            if overlap and self._now - self._activity.last_voiced < 2 * USER_FRAME:
-                current.hum = min(current.hum, hum_likeness(self._recent))
-            known = TickInput(
-                at=self._now,
-                voiced=self._voiced,
-                voiced_s=seconds(max(current.last_voiced - current.onset, 0)),
-                silence_s=0.0 if self._voiced else seconds(self._now - current.last_voiced),
-                agent_speaking=overlap,
-                transcript=current.text,
-                transcript_fresh=current.fresh(),
-                hum=current.hum if overlap else 0.0,
-                sentence_ends=current.ends,
-            )
+            known = self._sound.known(current, *at, overlap=overlap)
             decision = self._detection.decide(self._parts.predictor, self._predictor, known)
             if self._detection.respond or overlap:
                 self._receive(turn.Ticked(self._now, decision))
@@ -239,19 +224,6 @@ class Session(Steering):
                 self._keep_turn()
         self._note_heard()
         self._emit(Levels(self._now, user_db, agent_db, self.echo.erle_db if self.echo is not None else None))
-
-    def _heard(self, current: UserTurn | None) -> Heard:
-        """The newest tick of both sides, for a predictor that listens."""
-        return Heard(
-            sound=self._recent[-TICK:],
-            voice_p=self._voice_p,
-            voiced=self._voiced,
-            silence_s=0.0 if self._voiced else seconds(self._now - self._activity.last_voiced),
-            agent_speaking=self._reply is not None and self._reply.started,
-            transcript=current.text if current is not None else "",
-            fresh=current is not None and current.fresh(),
-            sentence_ends=current.ends if current is not None else None,
-        )
 
     def _note_playing(self, peak: float) -> None:
         """After each pulled frame: has the response become audible, has it run out, did it stall?"""
