@@ -8,7 +8,7 @@ from encoders.ears import Transcript
 
 def labelled(transcript: Transcript, before: SpeechLabelled | None = None) -> SpeechLabelled | None:
     """The event for a transcript whose ears label speech, such as SenseVoice's; None when they do not, or when `before` said the same."""
-    labels = getattr(transcript, "labels", None)
+    labels = transcript.labels
     if labels is None:
         return None
     said = SpeechLabelled(transcript.end, labels.language, labels.emotion, labels.event)

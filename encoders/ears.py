@@ -13,6 +13,18 @@ from duplex.audio import Samples
 
 
 @dataclass(frozen=True, slots=True)
+class SpeechLabels:
+    """What a recogniser says about a stretch of sound besides its words; None where it cannot tell."""
+
+    language: str | None = None
+    """Such as "en"; None when nobody speaks."""
+    emotion: str | None = None
+    """Such as "happy"."""
+    event: str | None = None
+    """Such as "speech", "laughter" or "cough"."""
+
+
+@dataclass(frozen=True, slots=True)
 class Transcript:
     """What the user has said in the current turn, up to `end`."""
 
@@ -22,6 +34,8 @@ class Transcript:
     """User-sample index up to which audio was taken into account."""
     no_speech: float = 0.0
     """Probability in [0, 1] that the window holds no speech at all."""
+    labels: SpeechLabels | None = None
+    """What else was heard; None from a recogniser that hears words alone."""
 
 
 class Ears(Protocol):

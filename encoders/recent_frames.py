@@ -19,6 +19,8 @@ Frames = NDArray[np.float32]
 FRAME_RATE_HZ = 100
 """Frames per second, Whisper's and Kaldi's alike."""
 BUFFER_S = 30
+MOST_KEPT_S = BUFFER_S - 1
+"""A second is taken in at a time, and what is kept must leave room for it."""
 BANDS = 80
 _BLOCK_SAMPLES = USER_RATE_HZ  # long input is taken in one second at a time
 

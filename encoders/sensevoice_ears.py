@@ -20,7 +20,7 @@ from duplex.audio import Samples
 from duplex.fbank import FbankState, Features
 from encoders import sensevoice_checkpoint
 from encoders.ears import Transcript
-from encoders.recent_frames import FRAME_RATE_HZ, RecentFrames, blocks, quietest
+from encoders.recent_frames import FRAME_RATE_HZ, MOST_KEPT_S, RecentFrames, blocks, quietest
 from encoders.sensevoice import LANGUAGE_QUERIES, QUERIES, collapse
 from encoders.sensevoice_checkpoint import SenseVoiceParts
 from encoders.sensevoice_frontend import FBANK, stack
@@ -43,13 +43,13 @@ class SenseVoiceEarsConfig:
     freeze_at_least_s: float = 5.0
     """The part that is frozen is at least so long, so that its text has some context."""
     keep_s: float = 24.0
-    """Audio of the turn that was not settled yet is kept so long; older audio is lost. Below 29, as a second is taken in at a time."""
+    """Audio of the turn that was not settled yet is kept so long; older audio is lost. At most 29, as a second is taken in at a time."""
 
     def __post_init__(self) -> None:
         if self.language not in LANGUAGE_QUERIES:
             raise ValueError(f"language must be one of {', '.join(LANGUAGE_QUERIES)}, not {self.language!r}")
-        if not 0.2 <= self.freeze_at_least_s < self.freeze_after_s <= self.keep_s < 29:
-            raise ValueError("keep 0.2 <= freeze_at_least_s < freeze_after_s <= keep_s < 29")
+        if not 0.2 <= self.freeze_at_least_s < self.freeze_after_s <= self.keep_s <= MOST_KEPT_S:
+            raise ValueError(f"keep 0.2 <= freeze_at_least_s < freeze_after_s <= keep_s <= {MOST_KEPT_S}")
 
 
 @dataclass(slots=True)

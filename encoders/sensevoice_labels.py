@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from encoders.ears import SpeechLabels
 from encoders.sensevoice_pieces import Pieces
 
 OFFICIAL_SIZE = 25055
@@ -40,16 +41,9 @@ _UNKNOWN = (NO_SPEECH, "emo_unknown", "event_unk")
 
 
 @dataclass(frozen=True, slots=True)
-class RichLabels:
-    """What SenseVoice says about a stretch of sound besides its words."""
+class RichLabels(SpeechLabels):
+    """What SenseVoice says: `language`, `emotion` and `event` are None or one of LANGUAGES, EMOTIONS and EVENTS above."""
 
-    language: str | None = None
-    """One of "zh", "en", "yue", "ja" or "ko"; None when nobody speaks."""
-    emotion: str | None = None
-    """One of "happy", "sad", "angry", "neutral", "fearful", "disgusted" or "surprised"; None when it cannot be told."""
-    event: str | None = None
-    """One of "speech", "bgm", "applause", "laughter", "cry", "sneeze", "breath", "cough", "sing"
-    or "speech_noise"; None when it cannot be told."""
     itn: bool = False
     """Whether the text has punctuation and written numbers."""
 

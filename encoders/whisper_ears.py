@@ -18,7 +18,7 @@ from encoders import mel, whisper_checkpoint
 from encoders.ears import Transcript
 from encoders.greedy import GreedyConfig, decode
 from encoders.mel import HOP_SAMPLES, MELS, Mel, MelState
-from encoders.recent_frames import BUFFER_S, FRAME_RATE_HZ, RecentFrames, blocks, quietest
+from encoders.recent_frames import FRAME_RATE_HZ, MOST_KEPT_S, RecentFrames, blocks, quietest
 from encoders.whisper import Whisper
 
 
@@ -31,15 +31,15 @@ class EarsConfig:
     freeze_at_least_s: float = 4.0
     """The part that is frozen is at least so long, so that its text has some context."""
     keep_s: float = 24.0
-    """Audio of the turn that was not settled yet is kept so long; older audio is lost. Below 30."""
+    """Audio of the turn that was not settled yet is kept so long; older audio is lost. At most 29, as a second is taken in at a time."""
     end_silence_s: float = 0.5
     """Silence encoded after the window, so that a last word is heard to end."""
     greedy: GreedyConfig = field(default_factory=GreedyConfig)
     """When decoding stops."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.freeze_at_least_s < self.freeze_after_s <= self.keep_s < BUFFER_S:
-            raise ValueError("keep 0 < freeze_at_least_s < freeze_after_s <= keep_s < 30")
+        if not 0 < self.freeze_at_least_s < self.freeze_after_s <= self.keep_s <= MOST_KEPT_S:
+            raise ValueError(f"keep 0 < freeze_at_least_s < freeze_after_s <= keep_s <= {MOST_KEPT_S}")
         if not 0 <= self.end_silence_s <= 2:
             raise ValueError("end_silence_s must be in [0, 2]")
 
@@ -153,7 +153,7 @@ class WhisperEars:
             draft = last.ids
             no_speech = min(no_speech, last.no_speech)
         text = (frozen + self.model.vocabulary.text(draft)).strip()
-        return WhisperTranscript(text, window.end, no_speech, frozen, at, draft)
+        return WhisperTranscript(text, window.end, no_speech, frozen_text=frozen, frozen_until=at, draft=draft)
 
     def settle(self, state: EarsState, window: EarsWindow, transcript: Transcript) -> None:
         """Keep the frozen text and the draft, unless a newer turn or window came first."""

@@ -132,8 +132,16 @@ def test_same_seed_same_ears():
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_the_most_that_may_be_kept_is_kept():
+    ears = WhisperEars.tiny(2, EarsConfig(keep_s=29))
+    state = ears.open()
+    for _ in range(4):
+        ears.feed(state, np.zeros(16_000 * 12, np.float32))
+    assert len(ears.window(state).frames) >= 2900
+
+
 def test_wrong_configuration_is_refused():
-    for wrong in ({"freeze_after_s": 3}, {"keep_s": 31}, {"end_silence_s": -1}):
+    for wrong in ({"freeze_after_s": 3}, {"keep_s": 29.5}, {"end_silence_s": -1}):
         with pytest.raises(ValueError):
             EarsConfig(**wrong)
 
