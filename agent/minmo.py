@@ -104,7 +104,7 @@ def full_size_voice(
 ) -> TokenVoice:
     """CosyVoice2's shapes and MinMo's output projector with weights that have learnt nothing, for measuring."""
     prompt = read_sample(
-        sample or shipped_sample(), S3Tokenizer().requires_grad_(False), CamPlus().train(False).requires_grad_(False)
+        sample or shipped_sample(), S3Tokenizer().train(False).requires_grad_(False), CamPlus().train(False).requires_grad_(False)
     )
     lm = voice_lm_checkpoint.random(config.lm(VoiceLMConfig()), 0, dtype, device)
     flow = flow_checkpoint.tiny(0, config.flow(FlowConfig()), device=device)

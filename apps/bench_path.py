@@ -21,6 +21,7 @@ from agent.chat_template import Message
 from agent.parts import Parts
 from agent.profiles import Profile
 from apps.bench_clips import clips
+from apps.bench_counts import conversation_counts
 from apps.bench_soak import resident_mb
 from duplex.audio import AGENT_RATE_HZ, USER_RATE_HZ
 from duplex.errors import ConfigError
@@ -118,7 +119,7 @@ def run_path(profile: Profile, parts: Parts, args: argparse.Namespace) -> list[s
     lines = [f"Resident memory with the weights loaded: {resident_mb():.0f} MB{_gpu_memory()}.", ""]
     lines.append("conversations   first sound s (median, last)   seconds of work per second of sound   resident MB")
     tables: list[str] = []
-    for count in _counts(args.conversations):
+    for count in conversation_counts(args.conversations):
         firsts: list[float] = []
         work, sound = 0.0, 0.0
         stages = Stages()
@@ -148,16 +149,6 @@ def _first_sounds(turns: list[Turn], began: float) -> None:
                 turn.first_s = time.perf_counter() - began
             if not alive:
                 del running[index]
-
-
-def _counts(text: str) -> list[int]:
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = []
-    if not counts or min(counts) < 1:
-        raise ConfigError(f"--conversations takes numbers such as 1,4,16; found '{text}'.")
-    return counts
 
 
 def _table(stages: Stages) -> list[str]:

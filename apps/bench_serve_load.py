@@ -21,6 +21,7 @@ from agent.host import Host
 from agent.parts import Parts
 from agent.profiles import Profile
 from apps.bench_clips import clips
+from apps.bench_counts import conversation_counts
 from apps.bench_serve_client import Caller, Talked, die_in_the_middle, refusal
 from apps.bench_serve_echo import EchoHost, round_trips
 from apps.bench_soak import resident_mb
@@ -28,12 +29,11 @@ from apps.realtime import AccessConfig
 from apps.serve_app import build_app
 from apps.serve_thread import Running, running
 from duplex.audio import Samples
-from duplex.errors import ConfigError
 
 
 def measure(profile: Profile, parts: Parts, args: argparse.Namespace) -> list[str]:
     """Measure and return the report's lines. Raises ConfigError for a wrong list of conversations."""
-    counts = _counts(args.conversations)
+    counts = conversation_counts(args.conversations)
     lines: list[str] = []
     if args.echo_s > 0:
         lines += _echo(profile, parts, args.echo_s)
@@ -134,13 +134,3 @@ def _figures(server: Running, host: Host, after_s: float) -> str:
         f"{after_s:>10.0f}   {host.opened:>6}   {host.refused:>7}   {resident_mb():>11.0f}   {tasks:>5}   "
         f"{threading.active_count():>7}   {open_files:>10}"
     )
-
-
-def _counts(text: str) -> list[int]:
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = []
-    if not counts or min(counts) < 1:
-        raise ConfigError(f"--conversations takes numbers such as 1,2,4; found '{text}'.")
-    return counts

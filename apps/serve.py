@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+from pathlib import Path
 
 from agent.host import Host
 from agent.profiles import load_profile
@@ -42,15 +43,30 @@ def access_from(args: argparse.Namespace) -> AccessConfig:
     return AccessConfig(args.host, key, tuple(args.origin), args.max_session_s, args.max_message_bytes)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Entry point; 0 after SIGTERM, 130 after Ctrl-C. Raises ConfigError, WeightsError, DeviceError."""
-    access = access_from(args)
+def host_from(args: argparse.Namespace) -> Host:
+    """The loaded profile that the command line asks for. Raises ConfigError (the certificate's options among it), WeightsError."""
+    check_certificate(args)
     profile = load_profile(args.profile, args.set)
     if args.max_sessions < 1:
         raise ConfigError("--max-sessions must be at least 1.")
     print(f"Loading the profile {profile.name} ...", flush=True)
     with put_off():
-        host = Host.load(profile, args.max_sessions)
+        return Host.load(profile, args.max_sessions)
+
+
+def check_certificate(args: argparse.Namespace) -> None:
+    """Raises ConfigError for a certificate without its key, or a file that cannot be read."""
+    if bool(args.ssl_certfile) != bool(args.ssl_keyfile):
+        raise ConfigError("A certificate and its key go together: give both --ssl-certfile and --ssl-keyfile.")
+    for option, file in (("--ssl-certfile", args.ssl_certfile), ("--ssl-keyfile", args.ssl_keyfile)):
+        if file and not Path(file).is_file():
+            raise ConfigError(f"{option}: there is no file {file}.")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Entry point; 0 after SIGTERM, 130 after Ctrl-C. Raises ConfigError, WeightsError, DeviceError."""
+    access = access_from(args)
+    host = host_from(args)
     server = DrainingServer(
         build_app(host, access), access, args.port, args.drain_s, ssl_certfile=args.ssl_certfile, ssl_keyfile=args.ssl_keyfile
     )

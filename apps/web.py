@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from pathlib import Path
 from urllib.parse import quote
 
 from fastapi import FastAPI
 
 from agent.build import session_config
 from agent.host import Host
-from agent.profiles import load_profile
 from apps import serve
-from apps.interrupts import put_off
 from apps.realtime import AccessConfig, is_local
 from apps.serve_app import DrainingServer, build_app
 from apps.web_blocks import PageConfig, mount_page
-from duplex.errors import ConfigError
 
 DEFAULT_PORT = 7860
 
@@ -34,13 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Entry point; 0 after SIGTERM, 130 after Ctrl-C. Raises ConfigError, WeightsError, DeviceError."""
     access = serve.access_from(args)
-    check_certificate(args)
-    profile = load_profile(args.profile, args.set)
-    if args.max_sessions < 1:
-        raise ConfigError("--max-sessions must be at least 1.")
-    print(f"Loading the profile {profile.name} ...", flush=True)
-    with put_off():
-        host = Host.load(profile, args.max_sessions)
+    host = serve.host_from(args)
     server = DrainingServer(
         web_app(host, access), access, args.port, args.drain_s, ssl_certfile=args.ssl_certfile, ssl_keyfile=args.ssl_keyfile
     )
@@ -61,12 +51,3 @@ def web_app(host: Host, access: AccessConfig) -> FastAPI:
         asks_key=access.api_key is not None,
     )
     return mount_page(app, page)
-
-
-def check_certificate(args: argparse.Namespace) -> None:
-    """Raises ConfigError for a certificate without its key, or a file that cannot be read."""
-    if bool(args.ssl_certfile) != bool(args.ssl_keyfile):
-        raise ConfigError("A certificate and its key go together: give both --ssl-certfile and --ssl-keyfile.")
-    for option, file in (("--ssl-certfile", args.ssl_certfile), ("--ssl-keyfile", args.ssl_keyfile)):
-        if file and not Path(file).is_file():
-            raise ConfigError(f"{option}: there is no file {file}.")

@@ -26,7 +26,8 @@ from agent.parts import Parts
 from agent.profiles import Profile, load_profile
 from apps.bench_clips import clips
 from apps.realtime import AccessConfig
-from apps.web import add_arguments, check_certificate, web_app
+from apps.serve import check_certificate
+from apps.web import add_arguments, web_app
 from duplex.audio import Samples
 from duplex.errors import ConfigError
 from duplex.levels import level_db
