@@ -1,8 +1,9 @@
-"""What every test shares: one torch thread, and the real weights for those that ask for them."""
+"""What every test shares: one torch thread, programs that Ctrl-C reaches, and the real weights for those that ask for them."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,13 @@ from duplex.errors import WeightsError
 def in_ci() -> bool:
     """Whether a missing requirement is a failure instead of a reason to skip."""
     return os.environ.get("CI", "").lower() in ("1", "true", "yes")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_reaches_programs() -> None:
+    """A shell without job control starts its background programs with Ctrl-C ignored, and programs that a test starts inherit that."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
