@@ -99,6 +99,7 @@ def server() -> Iterator[Served]:
 
 
 def test_a_thousand_hostile_messages(server: Served) -> None:
+    before = len(_tasks(server))
     victim = Victim(server)
     victim.start()
     seen = {"messages": 0, "errors": 0}
@@ -133,7 +134,10 @@ def test_a_thousand_hostile_messages(server: Served) -> None:
         victim.join(30)
     assert seen["messages"] >= EXAMPLES * MESSAGES and seen["errors"] > EXAMPLES
     assert victim.failure == "" and victim.answers >= 1
-    assert not any(task.done() for task in _tasks(server))
+    settled = time.monotonic() + 20
+    while len(_tasks(server)) > before and time.monotonic() < settled:  # the last connection may still be waiting to be resumed
+        time.sleep(0.1)
+    assert len(_tasks(server)) <= before
 
 
 def _until_mark(socket: Any, mark: str) -> list[dict[str, Any]]:
