@@ -171,34 +171,38 @@ class ClauseSplitter:
                 if words >= soft_words:
                     return stop
                 continue
-            verdict = self._ends_sentence(state, text, match, final=final)
+            verdict = ends_sentence(text, match, line_start=state.line_start, final=final)
             if verdict is None:
                 return None
             if verdict:
                 return stop
         return limit if len(text) > limit else None
 
-    def _ends_sentence(self, state: ClauseState, text: str, match: re.Match[str], *, final: bool) -> bool | None:
-        """Whether a run of stops ends a sentence; None while the text after it is needed and not there."""
-        if match.group("end") != ".":
-            return True
-        before = _LAST_WORD.search(text, 0, match.start())
-        word = before.group().lower() if before else ""
-        head = text[: match.start() - len(word)]
-        if word.isdigit() and len(word) <= 3 and not head.strip() and (state.line_start or "\n" in head):
-            return False  # "1. First of all"
-        initial = len(word) == 1 and word.isalpha() and word != "i"
-        if not (initial or word in _ABBREVIATIONS):
-            return True
-        rest = text[match.end() :]
-        following = rest.lstrip()
-        if "\n" in rest[: len(rest) - len(following)]:
-            return True
-        if not following:
-            return True if final else None
-        if word in _BEFORE_DIGIT:
-            return not following[0].isdigit()
-        return word in _MAY_END and following[0].isupper()
+
+def ends_sentence(text: str, match: re.Match[str], *, line_start: bool, final: bool) -> bool | None:
+    """Whether a run of stops (the group "end" of `match`) ends a sentence; None while the text after it is needed and not there.
+
+    `line_start`: `text` begins a line. `final`: no text will follow.
+    """
+    if match.group("end") != ".":
+        return True
+    before = _LAST_WORD.search(text, 0, match.start())
+    word = before.group().lower() if before else ""
+    head = text[: match.start() - len(word)]
+    if word.isdigit() and len(word) <= 3 and not head.strip() and (line_start or "\n" in head):
+        return False  # "1. First of all"
+    initial = len(word) == 1 and word.isalpha() and word != "i"
+    if not (initial or word in _ABBREVIATIONS):
+        return True
+    rest = text[match.end() :]
+    following = rest.lstrip()
+    if "\n" in rest[: len(rest) - len(following)]:
+        return True
+    if not following:
+        return True if final else None
+    if word in _BEFORE_DIGIT:
+        return not following[0].isdigit()
+    return word in _MAY_END and following[0].isupper()
 
 
 def _word_pending(text: str, start: int) -> bool:

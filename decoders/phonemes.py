@@ -150,6 +150,10 @@ class PhonemeTable:
                 ids += [value, *pad]
         return PhonemeIds((*ids, *self.ids[END]), tuple(ends))
 
+    def phones(self, text: str) -> list[int]:
+        """The ids of IPA, a space or a mark, without the pads between them."""
+        return [value for character in text for value in self._codes(character)]
+
     def _codes(self, character: str) -> list[int]:
         if character in self.ids:
             return self.ids[character]
