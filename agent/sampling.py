@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -57,22 +58,59 @@ class Sampler:
 
     def draw(self, logits: Tensor) -> int:
         """One token id from logits [vocabulary] float32, which are left as they were."""
-        scores = logits.detach().to("cpu", torch.float32, copy=True)
-        scores[self._banned] = float("-inf")
-        seen = [token for token in dict.fromkeys(self.drawn) if token not in self._exempt]
-        if seen and self.config.repetition_penalty > 1.0:
-            values = scores[seen]
-            penalty = self.config.repetition_penalty
-            scores[seen] = torch.where(values > 0, values / penalty, values * penalty)
-        token = self._choose(scores)
+        return draw_together([self], logits[None])[0]
+
+    def banned_on(self, device: torch.device) -> Tensor:
+        """The ids never drawn, where the logits are."""
+        if self._banned.device != device:
+            self._banned = self._banned.to(device)
+        return self._banned
+
+    def penalised(self) -> list[int]:
+        """The ids whose scores are divided by the penalty."""
+        if self.config.repetition_penalty == 1.0:
+            return []
+        return [token for token in dict.fromkeys(self.drawn) if token not in self._exempt]
+
+    def choose(self, best: NDArray[np.float64], ids: NDArray[np.int64]) -> int:
+        """One of the likeliest ids, sorted with the likeliest first; it counts as drawn."""
+        kept = min(self.config.top_k, len(ids))
+        scores = best[:kept] / max(self.config.temperature, 1e-6)
+        weights = np.exp(scores - scores[0])
+        weights /= weights.sum()
+        before = np.cumsum(weights) - weights
+        weights = np.where(before < self.config.top_p, weights, 0.0)  # the first is always kept
+        greedy = self.config.temperature == 0.0
+        token = int(ids[0 if greedy else self._random.choice(kept, p=weights / weights.sum())])
         self.drawn.append(token)
         return token
 
-    def _choose(self, scores: Tensor) -> int:
-        if self.config.temperature == 0.0:
-            return int(scores.argmax())
-        best, ids = torch.topk(scores, min(self.config.top_k, scores.shape[0]))  # sorted, likeliest first
-        weights = (best.double() / self.config.temperature).softmax(0).numpy()
-        before = np.cumsum(weights) - weights
-        weights = np.where(before < self.config.top_p, weights, 0.0)  # the first is always kept
-        return int(ids[self._random.choice(len(weights), p=weights / weights.sum())])
+
+def draw_together(samplers: Sequence[Sampler], logits: Tensor) -> list[int]:
+    """One token id for each sampler from logits [n, vocabulary] on any device, which are left as they were.
+
+    All of the vocabulary stays where it is: what is copied are the likeliest few, once for all.
+    """
+    scores = logits.detach().to(torch.float32, copy=True)
+    rows: list[int] = []
+    ids: list[int] = []
+    penalties: list[float] = []
+    for row, sampler in enumerate(samplers):
+        scores[row].index_fill_(0, sampler.banned_on(scores.device), float("-inf"))
+        seen = sampler.penalised()
+        rows += [row] * len(seen)
+        ids += seen
+        penalties += [sampler.config.repetition_penalty] * len(seen)
+    if ids:
+        places = torch.tensor([rows, ids], device=scores.device)
+        penalty = torch.tensor(penalties, device=scores.device)
+        values = scores[places[0], places[1]]
+        scores[places[0], places[1]] = torch.where(values > 0, values / penalty, values * penalty)
+    kept = min(max(sampler.config.top_k for sampler in samplers), scores.shape[1])
+    best, found = torch.topk(scores, kept)  # sorted, likeliest first
+    best_np, found_np = best.double().cpu().numpy(), found.cpu().numpy()
+    if any(sampler.config.temperature == 0.0 for sampler in samplers):  # of equals the first, which topk does not promise
+        found_np[:, 0] = torch.where(
+            torch.tensor([sampler.config.temperature == 0.0 for sampler in samplers]), scores.argmax(-1).cpu(), found[:, 0].cpu()
+        ).numpy()
+    return [sampler.choose(best_np[row], found_np[row]) for row, sampler in enumerate(samplers)]

@@ -21,9 +21,10 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from agent.qwen_gguf import load_qwen
-from agent.sampling import Sampler, SamplingConfig
+from agent.sampling import Sampler, SamplingConfig, draw_together
 from agent.vocabulary import END_OF_TEXT, IM_END, IM_START, ByteVocabulary, QwenVocabulary, Vocabulary
 from decoders.qwen import KeyValues, Qwen, fuse
+from decoders.qwen_steps import SharedSteps
 
 
 class ContextFull(RuntimeError):
@@ -38,12 +39,16 @@ class ThinkerConfig:
     """Tokens that one context can hold, the reply included."""
     prefill_chunk_tokens: int = 32
     """Most tokens in one forward pass: other work can run between two passes."""
+    gpu_contexts: int = 8
+    """Contexts that a GPU has room for side by side: they take steps together, recorded as CUDA graphs. More than these run one by one."""
 
     def __post_init__(self) -> None:
         if self.max_context_tokens < 16:
             raise ValueError(f"max_context_tokens is {self.max_context_tokens}; choose 16 or more")
         if self.prefill_chunk_tokens < 1:
             raise ValueError(f"prefill_chunk_tokens is {self.prefill_chunk_tokens}; choose 1 or more")
+        if self.gpu_contexts < 1:
+            raise ValueError(f"gpu_contexts is {self.gpu_contexts}; choose 1 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,10 @@ class Thinker:
         self.config = config
         self.vocabulary = vocabulary
         self._qwen = Qwen(fuse(model), config.max_context_tokens)
+        self.steps: SharedSteps | None = None
+        """Where contexts lie side by side; None where each has buffers of its own, as on a CPU."""
+        if self._qwen.device.type == "cuda":
+            self.share(config.gpu_contexts)
         self.hidden_size = self._qwen.hidden_size
         self.vocabulary_rows = int(model.config.vocab_size)
         specials = vocabulary.specials
@@ -151,9 +160,14 @@ class Thinker:
         """The sampler of one reply: never draws a special token other than an end."""
         return Sampler(config, banned=self.banned, exempt=tuple(self.eos_ids), seed=seed)
 
+    def share(self, contexts: int, graphs: bool = True) -> None:
+        """Make room for so many contexts that take steps together; those that are open already go on alone. graphs: record steps."""
+        self.steps = None  # before the new room is made, that of before is let go
+        self.steps = SharedSteps(self._qwen, contexts, self._qwen.logits, graphs)
+
     def open(self) -> Context:
         """A fresh, empty context."""
-        return Context(self._qwen.buffers())
+        return Context(self.steps.open() if self.steps else self._qwen.buffers())
 
     def room(self, context: Context) -> int:
         """Positions still free."""
@@ -201,11 +215,23 @@ class Thinker:
 
         Raises ContextFull when there is no room for it.
         """
-        self._check_room(len(context.keys) + 1)
-        token = sampler.draw(self.logits(context))
-        hidden = context.buffers.hidden[context.fed - 1].float().cpu().numpy().copy()
-        context.keys.append(token)
-        return Step(token, hidden)
+        return self.step_together([context], [sampler])[0]
+
+    def step_together(self, contexts: Sequence[Context], samplers: Sequence[Sampler]) -> list[Step]:
+        """`step` for several different contexts: one forward pass for all that lie side by side.
+
+        Raises ContextFull, before anything is done, when one of them has no room.
+        """
+        for context in contexts:
+            self._check_room(len(context.keys) + 1)
+        self._flush_together(contexts)
+        scores = [self.logits(context) for context in contexts]
+        tokens = draw_together(samplers, torch.stack(scores) if len(scores) > 1 else scores[0][None])
+        last = [context.buffers.hidden[context.fed - 1] for context in contexts]
+        hidden = torch.stack(last).float().cpu().numpy()  # [n, d]
+        for context, token in zip(contexts, tokens, strict=True):
+            context.keys.append(token)
+        return [Step(token, row.copy()) for token, row in zip(tokens, hidden, strict=True)]
 
     def next_probability(self, context: Context, token: int) -> float:
         """P(`token` comes next), unsampled: of <|im_end|> in an open user turn, a hint that the turn is over."""
@@ -222,7 +248,22 @@ class Thinker:
             context.scores = (context.fed, self._qwen.logits(hidden)[0])
         return context.scores[1]
 
+    def _flush_together(self, contexts: Sequence[Context]) -> None:
+        """Feed the pending token of each that has just one, in one pass."""
+        steps = self.steps
+        if steps is None:
+            return
+        ready = [c for c in contexts if len(c.keys) == c.fed + 1 and steps.holds(c.buffers)]
+        if ready:
+            ids = torch.tensor([context.keys[-1] for context in ready])
+            slots, starts = [context.buffers.slot for context in ready], [context.fed for context in ready]
+            _, scores = steps.run(self._qwen.embed(ids), slots, starts)
+            for context, row in zip(ready, scores, strict=True):
+                context.fed += 1
+                context.scores = (context.fed, row)
+
     def _flush(self, context: Context) -> None:
+        self._flush_together([context])
         pending = context.keys[context.fed :]
         if pending:
             context.truncate(context.fed)

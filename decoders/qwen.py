@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class KeyValues:
     """The buffers of one context. Rows at and after the context's length are meaningless."""
 
@@ -28,6 +28,8 @@ class KeyValues:
     """[layers, g, max_tokens, e]"""
     hidden: Tensor
     """[max_tokens, d], the final-layer state after the last norm, at each position."""
+    slot: int = -1
+    """Where they lie in the buffers of `qwen_steps.SharedSteps`, of which they are views; -1 for buffers of their own."""
 
 
 def fuse(model: Qwen2ForCausalLM) -> Qwen2ForCausalLM:

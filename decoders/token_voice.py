@@ -27,7 +27,8 @@ from decoders.ras import USUAL, RasConfig
 from decoders.text_stream import Detokenize, TextStream
 from decoders.token2wav import PreparedVoice, Sound, Token2Wav, Token2WavState
 from decoders.voice import Speech, SpokenWord
-from decoders.voice_lm import VoiceContextFull, VoiceLM, VoiceLMState
+from decoders.voice_lm import VoiceLM
+from decoders.voice_lm_state import VoiceContextFull, VoiceLMState
 from decoders.voice_prompt import VoicePrompt
 from decoders.word_clock import CODES_PER_TOKEN, WordClock
 

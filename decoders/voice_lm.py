@@ -11,63 +11,17 @@ Shapes: n text positions, d hidden, p prompt codes, q query positions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from decoders.qwen import KeyValues, Qwen, fuse
+from decoders.qwen_steps import SharedSteps
 from decoders.ras import USUAL, RasConfig, draw
 from decoders.voice_lm_modules import SOS, TASK, VoiceLMConfig, VoiceLMModules
-
-
-class VoiceContextFull(RuntimeError):
-    """The state has no room for the next group: end the reply here, and say the rest in a fresh state."""
-
-
-class Stage(Enum):
-    """Where a state is."""
-
-    TEXT = "text still comes"
-    REST = "the text has ended"
-    END = "the speech has ended"
-
-
-@dataclass(slots=True)
-class VoiceLMState:
-    """One reply being spoken. Owned by the caller; only `VoiceLM` writes to it."""
-
-    cache: KeyValues
-    sampling: RasConfig
-    generator: torch.Generator
-    text: Tensor
-    """[n, d] text positions that are not in the sequence yet, the prompt's text first."""
-    prompt_codes: tuple[int, ...]
-    """The prompt's codes that are not in the sequence yet."""
-    unread: Tensor
-    """[m, d] the end of the sequence, of which the cache knows nothing yet."""
-    last_read: Tensor
-    """[m, d] the rows of the newest forward pass."""
-    next_fill: int
-    """The fill is due when so many outputs have been written."""
-    length: int = 0
-    """Positions in the cache."""
-    text_positions: int = 0
-    """Text of the reply so far (without the prompt's)."""
-    outputs: list[int] = field(default_factory=list)
-    """Everything written, fills included."""
-    written: int = 0
-    """Codes among them."""
-    writing: bool = False
-    """In the middle of a group's codes."""
-    stage: Stage = Stage.TEXT
-    min_codes: int = 0
-    """Set when the text has ended, and so is the next."""
-    max_codes: int = 0
-    whole: bool = False
-    """The text was there at once: `unistream`."""
+from decoders.voice_lm_state import Stage, Step, VoiceContextFull, VoiceLMState
 
 
 class VoiceLM:
@@ -81,6 +35,23 @@ class VoiceLM:
             del modules.llm.model.lm_head
         self.qwen = Qwen(fuse(modules.llm.model), config.max_context_tokens)
         modules.requires_grad_(False)
+        self.steps: SharedSteps | None = None
+        """Where states lie side by side; None where each has buffers of its own, as on a CPU."""
+        if self.qwen.device.type == "cuda":
+            self.share(config.gpu_states)
+
+    def share(self, states: int, graphs: bool = True) -> None:
+        """Make room for so many states that take steps together; those that are open already go on alone. graphs: record steps."""
+        self.steps = None  # before the new room is made, that of before is let go
+        self.steps = SharedSteps(self.qwen, states, self._outputs, graphs)
+
+    def _outputs(self, hidden: Tensor) -> Tensor:
+        """Final states [n, d] -> scores [n, outputs] float32."""
+        decoder = self.modules.llm_decoder
+        return F.linear(hidden, decoder.weight, decoder.bias).float()
+
+    def _buffers(self) -> KeyValues:
+        return self.steps.open() if self.steps else self.qwen.buffers()
 
     @property
     def hidden_size(self) -> int:
@@ -122,7 +93,7 @@ class VoiceLM:
 
     def fork(self, state: VoiceLMState, seed: int = 0) -> VoiceLMState:
         """A state that goes on like `state`, with memory and draws of its own; the first is left as it was."""
-        cache = self.qwen.buffers()
+        cache = self._buffers()
         length = state.length
         cache.keys[:, :, :length] = state.cache.keys[:, :, :length]
         cache.values[:, :, :length] = state.cache.values[:, :, :length]
@@ -135,12 +106,28 @@ class VoiceLM:
         Dropping the iterator loses nothing: the next push or finish goes on where it stopped, with the same codes. To cancel
         a reply, drop the state. ValueError after `finish`; VoiceContextFull when the next group has no room.
         """
+        self.take(state, embeddings)
+        return self._write_groups(state)
+
+    def take(self, state: VoiceLMState, embeddings: Tensor) -> None:
+        """Take text embeddings [n, d] and write nothing yet: `push`, for states that go on with `write_together`. ValueError as there."""
         if state.stage is not Stage.TEXT:
             raise ValueError("this reply's text has ended; open a fresh state for the next one")
         rows = self._rows(embeddings)
         state.text = torch.cat((state.text, rows))
         state.text_positions += rows.shape[0]
-        return self._write_groups(state)
+
+    def due(self, state: VoiceLMState) -> bool:
+        """Whether a step can write codes now, while the text still comes. VoiceContextFull when the next group has no room."""
+        return state.stage is Stage.TEXT and state.text_positions > 0 and (state.writing or self._begin_group(state))
+
+    @torch.inference_mode()
+    def write_together(self, states: Sequence[VoiceLMState]) -> list[list[int]]:
+        """One step of each of several different states whose codes are `due`, with the forward passes shared: their codes.
+
+        A step may write none, when a fill was all that was due. The codes are those that each would write alone.
+        """
+        return self._drive(states, [self._group_step(state) for state in states])
 
     def finish(self, state: VoiceLMState) -> Iterator[list[int]]:
         """The text has ended: yield the codes of what is left, to the end of the speech.
@@ -187,7 +174,7 @@ class VoiceLM:
         nothing = start[:0]
         spoken = nothing if text is None else self._rows(text)
         state = VoiceLMState(
-            cache=self.qwen.buffers(),
+            cache=self._buffers(),
             sampling=sampling,
             generator=torch.Generator().manual_seed(seed),
             text=spoken,
@@ -263,17 +250,16 @@ class VoiceLM:
     # Writing: codes drawn from the sequence's end.
 
     def _write_groups(self, state: VoiceLMState) -> Iterator[list[int]]:
-        while state.text_positions and (state.writing or self._begin_group(state)):
-            if codes := self._group_step(state):
+        while self.due(state):
+            if codes := self.write_together((state,))[0]:
                 yield codes
 
-    @torch.inference_mode()
-    def _group_step(self, state: VoiceLMState) -> list[int]:
+    def _group_step(self, state: VoiceLMState) -> Step:
         config = self.config
         banned = slice(config.eos, config.eos + 1 if config.as_upstream else config.fill)
         codes: list[int] = []
         while state.writing and len(codes) < config.codes_per_step:
-            code = config.fill if len(state.outputs) == state.next_fill else self._draw(state, banned)
+            code = config.fill if len(state.outputs) == state.next_fill else (yield banned)
             if config.eos <= code < config.fill:
                 raise RuntimeError(f"the voice LM wrote output {code}, which stands for no code")
             state.outputs.append(code)
@@ -304,11 +290,10 @@ class VoiceLM:
 
     def _write_rest(self, state: VoiceLMState) -> Iterator[list[int]]:
         while state.stage is Stage.REST:
-            if codes := self._rest_step(state):
+            if codes := self._drive((state,), (self._rest_step(state),))[0]:
                 yield codes
 
-    @torch.inference_mode()
-    def _rest_step(self, state: VoiceLMState) -> list[int]:
+    def _rest_step(self, state: VoiceLMState) -> Step:
         config = self.config
         codes: list[int] = []
         while len(codes) < config.codes_per_step:
@@ -319,7 +304,7 @@ class VoiceLM:
             banned = slice(config.eos + 1 if ends else config.eos, config.outputs)
             if config.as_upstream:
                 banned = slice(config.eos, config.eos if ends else config.eos + 1)
-            code = self._draw(state, banned)
+            code = yield banned
             if code > config.eos and not state.whole:
                 raise RuntimeError(f"the voice LM wrote output {code}, which stands for no code")
             if code >= config.eos:
@@ -329,12 +314,48 @@ class VoiceLM:
             self._wrote(state, code, codes)
         return codes
 
-    def _draw(self, state: VoiceLMState, banned: slice) -> int:
-        self._read(state)
-        decoder = self.modules.llm_decoder
-        scores = F.linear(state.cache.hidden[state.length - 1], decoder.weight, decoder.bias).to("cpu", torch.float32)  # [outputs]
-        scores[banned] = float("-inf")
-        return draw(scores, state.outputs, state.sampling, state.generator)
+    @torch.inference_mode()
+    def _drive(self, states: Sequence[VoiceLMState], steps: Sequence[Step]) -> list[list[int]]:
+        """Run steps to their ends, drawing for all that ask from one forward pass."""
+        written: list[list[int]] = [[] for _ in steps]
+        drawn: list[int | None] = [None] * len(steps)
+        running = list(range(len(steps)))
+        while running:
+            asked: dict[int, slice] = {}
+            for index in running:
+                code = drawn[index]
+                try:
+                    asked[index] = next(steps[index]) if code is None else steps[index].send(code)
+                except StopIteration as ended:
+                    written[index] = ended.value
+            running = list(asked)
+            if not running:
+                break
+            scores = self._read_together([states[index] for index in running]).to("cpu", torch.float32)  # [n, outputs]
+            for row, index in zip(scores, running, strict=True):
+                row[asked[index]] = float("-inf")
+                state = states[index]
+                drawn[index] = draw(row, state.outputs, state.sampling, state.generator)
+        return written
+
+    def _read_together(self, states: Sequence[VoiceLMState]) -> Tensor:
+        """Read what is unread of each state -> scores [n, outputs] at the ends of the sequences."""
+        room = self.steps
+        joint = [i for i, s in enumerate(states) if room and s.unread.shape[0] == 1 and room.holds(s.cache)]
+        scores: dict[int, Tensor] = {}
+        if room and joint:
+            chosen = [states[index] for index in joint]
+            rows = torch.cat([state.unread for state in chosen]) if len(chosen) > 1 else chosen[0].unread
+            _, found = room.run(rows, [state.cache.slot for state in chosen], [state.length for state in chosen])
+            scores = dict(zip(joint, found, strict=True))
+            for state in chosen:
+                state.length += 1
+                state.last_read, state.unread = state.unread, state.unread[:0]
+        for index, state in enumerate(states):
+            if index not in scores:
+                self._read(state)
+                scores[index] = self._outputs(state.cache.hidden[state.length - 1])
+        return torch.stack([scores[index] for index in range(len(states))])
 
     def _wrote(self, state: VoiceLMState, code: int, codes: list[int]) -> None:
         codes.append(code)

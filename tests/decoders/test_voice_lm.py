@@ -15,9 +15,10 @@ from torch import Tensor
 
 from decoders.qwen import KeyValues
 from decoders.ras import GREEDY, USUAL, RasConfig
-from decoders.voice_lm import VoiceContextFull, VoiceLM, VoiceLMState
+from decoders.voice_lm import VoiceLM
 from decoders.voice_lm_checkpoint import tiny
 from decoders.voice_lm_modules import COSYVOICE2, VoiceLMConfig
+from decoders.voice_lm_state import VoiceContextFull, VoiceLMState
 from tests.decoders.reference_voice_lm import REFERENCE, reference_lm
 
 TEXT = REFERENCE[0]["inputs/text"][0]
