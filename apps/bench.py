@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.build import build_parts
 from agent.profiles import load_profile
-from apps import bench_conversation, bench_floor, bench_path, bench_serve, bench_soak, bench_start
+from apps import bench_conversation, bench_floor, bench_path, bench_serve, bench_soak, bench_start, bench_voice
 from apps.interrupts import put_off
 from duplex.errors import OutputError
 
@@ -31,6 +31,11 @@ BENCHES = {
         "from the end of speech to sound, stage by stage, for many conversations",
     ),
     "serve": (bench_serve.add_arguments, bench_serve.run_serve, "paced conversations on the Realtime server, and dying clients"),
+    "voice": (
+        bench_voice.add_arguments,
+        bench_voice.run_voice,
+        "how the agent's own voice sounds, beside the bridge voice and the teacher",
+    ),
     "start": (bench_start.add_arguments, bench_start.run_start, "how long a warm start takes"),
 }
 
