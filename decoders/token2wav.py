@@ -217,6 +217,11 @@ class Token2Wav:
         What an iterator left undone when it was dropped, the next one does. Raises ValueError, and takes nothing, when a code is
         none of the flow's or the response has ended.
         """
+        self.take(state, codes)
+        return self._work(state)
+
+    def take(self, state: Token2WavState, codes: Sequence[int]) -> None:
+        """Take codes that follow and make nothing yet: `push`, for responses that go on with `flow_together` and `vocode`."""
         if state.ended:
             raise ValueError("this response has ended; open a new state for the next one")
         size = self.flow.config.vocabulary
@@ -225,7 +230,6 @@ class Token2Wav:
             raise ValueError(f"{wrong} is no speech code (0 to {size - 1}); leave out the end and fill tokens of the voice LM")
         state.waiting.extend(codes)
         state.received += len(codes)
-        return self._work(state)
 
     def finish(self, state: Token2WavState) -> Iterator[Sound]:
         """All codes have been pushed: make the rest, one step per `next()`."""
@@ -235,30 +239,47 @@ class Token2Wav:
     def _work(self, state: Token2WavState) -> Iterator[Sound]:
         while True:
             if state.mel is not None:
-                yield self._vocode(state)
-            elif not self._flow(state):
+                yield self.vocode(state)
+            elif not self.flow_together((state,)):
                 return
             else:
                 yield Sound(np.zeros(0, np.float32), self._sounded(state))
 
-    def _flow(self, state: Token2WavState) -> bool:
-        """Make the next hop's mel frames, if its codes and look-ahead are there or nothing else will come."""
+    def flow_together(self, states: Sequence[Token2WavState]) -> list[int]:
+        """One flow step for each of several different responses that has the codes for it and no mel waiting: which they were.
+
+        A flow that can (`flow_steps.SharedFlow`) makes them in one pass.
+        """
+        due: list[tuple[int, int, int, bool]] = []
+        for index, state in enumerate(states):
+            if state.mel is None and (hop := self._due(state)) is not None:
+                needed = state.flowed + hop + self.flow.config.encoder.lookahead
+                final = state.ended and state.received <= needed
+                given = state.received - len(state.waiting)
+                due.append((index, hop, len(state.waiting) if final else needed - given, final))
+        if not due:
+            return []
+        flows = [states[index].flow for index, *_ in due]
+        codes = [torch.tensor(states[index].waiting[:count], dtype=torch.int64) for index, _, count, _ in due]
+        finals = [final for *_, final in due]
+        together = getattr(self.flow, "step_together", None)
+        mels = together(flows, codes, finals) if together else list(map(self.flow.step, flows, codes, finals))
+        for (index, hop, count, final), mel in zip(due, mels, strict=True):
+            state = states[index]
+            del state.waiting[:count]
+            state.flowed = state.received if final else state.flowed + hop
+            state.mel, state.flow_ended = mel, final
+            if state.flowed > state.first:  # the first step's length is the grid's, not a hop
+                state.hop = min(self.config.max_hop_codes, hop * self.config.growth)
+        return [index for index, *_ in due]
+
+    def _due(self, state: Token2WavState) -> int | None:
+        """The hop whose codes and look-ahead are there, or after which nothing else will come; None when there is none."""
         if state.flow_ended or state.received == 0:
-            return False
+            return None
         hop = self._hop(state)
         needed = state.flowed + hop + self.flow.config.encoder.lookahead
-        final = state.ended and state.received <= needed
-        if not final and state.received < needed:
-            return False
-        given = state.received - len(state.waiting)
-        count = len(state.waiting) if final else needed - given
-        mel = self.flow.step(state.flow, torch.tensor(state.waiting[:count], dtype=torch.int64), final)
-        del state.waiting[:count]
-        state.flowed = state.received if final else state.flowed + hop
-        state.mel, state.flow_ended = mel, final
-        if state.flowed > state.first:  # the first step's length is the grid's, not a hop
-            state.hop = min(self.config.max_hop_codes, hop * self.config.growth)
-        return True
+        return hop if state.received >= needed or state.ended else None
 
     def _hop(self, state: Token2WavState) -> int:
         """Codes of the next flow step."""
@@ -268,8 +289,8 @@ class Token2Wav:
             return self.config.hop_codes
         return state.hop
 
-    def _vocode(self, state: Token2WavState) -> Sound:
-        """Turn some of the waiting mel frames into sound."""
+    def vocode(self, state: Token2WavState) -> Sound:
+        """Turn some of the waiting mel frames into sound; there must be some, or the flow have ended."""
         assert state.mel is not None
         size = self.config.vocoder_frames
         piece, rest = state.mel[:, :size], state.mel[:, size:]

@@ -108,6 +108,36 @@ class TokenVoice:
         if tokens:
             yield from self._say(state, self.lm.push(state.lm, self.project(tokens, hidden)))
 
+    def push_together(
+        self, states: Sequence[TokenVoiceState], tokens: Sequence[Sequence[int]], hidden: Sequence[NDArray[Any] | None]
+    ) -> Iterator[list[tuple[int, Speech]]]:
+        """`push` for several different responses: forward passes are shared, and each `next()` is one of them, or one vocoder step.
+
+        Yields whose sound a step made, by index, with the sound; often none. All that can be made is made before the iterator ends.
+        """
+        for state, new, rows in zip(states, tokens, hidden, strict=True):
+            for token in new:
+                state.clock.add(text_stream.push(state.tokens, [token], self.detokenize), 1)
+            if new:
+                self.lm.take(state.lm, self.project(new, rows))
+        while due := [state for state in states if self._due(state)]:
+            for state, codes in zip(due, self.lm.write_together([state.lm for state in due]), strict=True):
+                self.token2wav.take(state.wav, codes)
+            yield []
+        while self.token2wav.flow_together([state.wav for state in states]):
+            yield []
+            for index, state in enumerate(states):
+                while state.wav.mel is not None:
+                    yield [(index, self._speech(state, self.token2wav.vocode(state.wav)))]
+
+    def _due(self, state: TokenVoiceState) -> bool:
+        try:
+            return self.lm.due(state.lm)
+        except VoiceContextFull:  # as in `_say`
+            rest, state.lm = state.lm.text, self.lm.fork(state.speaker.lm, state.seed)
+            self.lm.take(state.lm, rest)
+            return self.lm.due(state.lm)
+
     def finish(self, state: TokenVoiceState) -> Iterator[Speech]:
         """The text has ended: yield the rest."""
         state.clock.add(text_stream.finish(state.tokens, self.detokenize), 0)

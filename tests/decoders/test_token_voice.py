@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from decoders import flow_checkpoint, hift_checkpoint, voice_lm_checkpoint
+from decoders.flow_steps import SharedFlow
 from decoders.output_projector import BridgeProjector
 from decoders.token2wav import Token2Wav
 from decoders.token_voice import TokenVoice
@@ -138,3 +139,25 @@ def test_empty_and_foreign_input(voice: TokenVoice) -> None:
     assert say(voice, "") == []
     with pytest.raises(ValueError, match="its `read`"):
         voice.open(0, "joe")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_responses_that_take_steps_together_sound_as_alone(shared: bool) -> None:
+    single, voice = make(), make()
+    if shared:
+        voice.lm.share(4)
+        voice.token2wav.flow = SharedFlow(flow_checkpoint.tiny(0), 6, 200)
+        voice.speaker = voice.read(prompt(1))
+    texts = [encode(TEXT), encode("another one of them"), encode("a third that is longer than these two")]
+    states = [voice.open(seed) for seed in range(len(texts))]
+    sounds: list[list[np.ndarray]] = [[] for _ in texts]
+    for at in range(0, max(map(len, texts)), 5):
+        for made in voice.push_together(states, [text[at : at + 5] for text in texts], [None] * len(texts)):
+            for index, speech in made:
+                sounds[index].append(speech.samples)
+    for index, state in enumerate(states):
+        sounds[index] += [speech.samples for speech in voice.finish(state)]
+    for seed, text in enumerate(texts):
+        expected = sound(say(single, bytes(text).decode(), seed=seed))
+        assert len(expected) == sum(map(len, sounds[seed]))
+        assert np.abs(np.concatenate(sounds[seed]) - expected).max() < 1e-3
