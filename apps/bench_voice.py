@@ -145,7 +145,7 @@ def run_voice(profile: Profile, parts: Parts, args: argparse.Namespace) -> list[
     if "vits-joe-split" not in where:
         raise ConfigError("duologue bench voice needs a profile with the teacher's voice among its weights, such as edge.")
     bench = Bench(Judges(parts), args)
-    teacher = Teacher(where["vits-joe-split"], where["vits-joe-config"], parts)
+    teacher = Teacher.load(where, parts.thinker)
     rows = [teacher_row(teacher, where), bridge_row(where, parts)]
     notes: list[str] = []
     if args.rows is not None:

@@ -26,10 +26,10 @@ import decoders.readings
 import decoders.spelling
 import decoders.vits
 import decoders.word_window
-from agent.parts import Parts
+from agent.parts import Parts, Thinker
 from apps.bench_voice_texts import HeldOut
 from decoders.bridge_voice import BridgeVoice
-from decoders.phonemes import BEGIN, END, PAD, Lexicon, PhonemeTable
+from decoders.phonemes import BEGIN, END, PAD, Lexicon, PhonemeTable, Phonemizer
 from decoders.reading import TextReader
 from decoders.vits import VITS_RATE_HZ, Vits
 from duplex.audio import AGENT_RATE_HZ, Samples
@@ -74,16 +74,20 @@ def text_seed(text: HeldOut, seed: int) -> int:
 class Teacher:
     """The VITS voice as it taught: the reply is read as the own voice reads it, each sentence is planned at once."""
 
-    def __init__(self, split: Path, voice_config: Path, parts: Parts) -> None:
-        """split: the folder of the three graphs; voice_config: the voice's .onnx.json. Raises WeightsError."""
-        self.vits = Vits.load(split)
-        self._table = PhonemeTable.load(voice_config)
-        self._reader = TextReader(Lexicon(), self._table, parts.thinker.decode)
-        self._encode = parts.thinker.encode
+    def __init__(self, vits: Vits, table: PhonemeTable, phonemize: Phonemizer, thinker: Thinker) -> None:
+        """thinker: whose tokens a text is read in."""
+        self.vits, self._table, self._encode = vits, table, thinker.encode
+        self._reader = TextReader(phonemize, table, thinker.decode)
+
+    @classmethod
+    def load(cls, where: Mapping[str, Path], thinker: Thinker) -> Teacher:
+        """From what `weights.locate` found. Raises WeightsError."""
+        return cls(Vits.load(where["vits-joe-split"]), PhonemeTable.load(where["vits-joe-config"]), Lexicon(), thinker)
 
     def latents(self, text: str, seed: int) -> NDArray[np.float32]:
         """[192, T]; T = 0 for a text that makes no sound."""
-        return np.concatenate([np.zeros((192, 0), np.float32), *(latents for latents, _ in self.sentences(text, seed))], axis=1)
+        made = [latents for latents, _ in self.sentences(text, seed)]
+        return np.concatenate(made, axis=1) if made else np.zeros((192, 0), np.float32)
 
     def sentences(self, text: str, seed: int) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         """Latents [192, T] and frames of each phone [p] (its pad among them), sentence by sentence."""
