@@ -119,6 +119,17 @@ class Thinker:
         padding = range(vocabulary.size, self.vocabulary_rows)
         self.banned = sorted({*specials.values(), *padding} - self.eos_ids)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return torch.device(self._qwen.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of its embeddings."""
+        dtype: torch.dtype = self._qwen.dtype
+        return dtype
+
     @classmethod
     def from_folder(cls, folder: Path, config: ThinkerConfig = ThinkerConfig(), engine: str | None = "auto") -> Thinker:
         """The int8 model in a folder that `convert_qwen` wrote. Raises WeightsError."""
@@ -164,6 +175,7 @@ class Thinker:
         """Make room for so many contexts that take steps together; those that are open already go on alone. graphs: record steps."""
         self.steps = None  # before the new room is made, that of before is let go
         self.steps = SharedSteps(self._qwen, contexts, self._qwen.logits, graphs)
+        self.steps.prepare(1, self.config.max_context_tokens)
 
     def open(self) -> Context:
         """A fresh, empty context."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import platform
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from agent.build import build_parts
-from agent.profiles import load_profile
+from agent.parts import Parts
+from agent.profiles import Profile, load_profile
 from apps import bench_conversation, bench_floor, bench_path, bench_serve, bench_soak, bench_start, bench_voice
 from apps.interrupts import put_off
 from duplex.errors import OutputError
@@ -40,6 +42,9 @@ BENCHES = {
 }
 
 
+Measure = Callable[[Profile, Parts, argparse.Namespace], Iterable[str]]
+"""A measurement: gives its report line by line."""
+
 USUAL = "path"
 """What is measured when nothing is named."""
 
@@ -65,21 +70,36 @@ def _add_common(parser: argparse.ArgumentParser, **usual: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Entry point; returns the exit code."""
-    profile = load_profile(args.profile, args.set)
+    device = [f"runtime.device={args.device}"] if getattr(args, "device", None) else []
+    profile = load_profile(args.profile, [*args.set, *device])
     name = args.bench or USUAL
     _, measure, _ = BENCHES[name]
-    lines = [f"duologue bench {name}, profile {profile.name}, on {_machine()}", ""]
+    lines: list[str] = []
+    try:
+        for line in _report(
+            name, profile, measure, args
+        ):  # said as it is found, so that a run that is cut short has said something
+            print(line, flush=True)
+            lines.append(line)
+    finally:
+        if args.out and lines:
+            _write(Path(args.out), "\n".join(lines) + "\n")
+    return 0
+
+
+def _report(name: str, profile: Profile, measure: Measure, args: argparse.Namespace) -> Iterator[str]:
+    yield f"duologue bench {name}, profile {profile.name}, on {_machine()}"
+    yield ""
     with put_off():
         parts = build_parts(profile, random_weights=getattr(args, "random_weights", False))
-    lines += measure(profile, parts, args)
-    text = "\n".join(lines) + "\n"
-    print(text, end="")
-    if args.out:
-        try:
-            Path(args.out).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{args.out} could not be written: {error.strerror or error}.") from error
-    return 0
+    yield from measure(profile, parts, args)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path} could not be written: {error.strerror or error}.") from error
 
 
 def _machine() -> str:

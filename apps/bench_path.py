@@ -1,154 +1,139 @@
 """`duologue bench path`: the whole way from the end of a user's speech to sound, stage by stage, and with many conversations at once.
 
 The jobs are those of a live response, in its order: transcript of the turn, prefill of the words that the LLM has not read, groups of LLM
-tokens with their hidden states, codes, flow, vocoder. Several conversations take turns job by job, as they do on one model worker. With
-`--random-weights` the full-size shapes run without a checkpoint: the work is the same, what comes out is noise.
+tokens with their hidden states, codes, flow, vocoder. Several conversations end their turns at the same moment, which is the worst they
+can do, and go on in turns, job by job, as on one model worker, or together where models can share a forward pass. With
+`--random-weights` the full-size shapes run without a checkpoint: the work is the same, what comes out is noise. Lines are given as they
+are found, so that a run that is cut short has said what it knew.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
-from agent.build import session_config
-from agent.chat import Chat
-from agent.chat_template import Message
 from agent.parts import Parts
 from agent.profiles import Profile
-from apps.bench_clips import clips
 from apps.bench_counts import conversation_counts
+from apps.bench_path_parts import measure_parts
+from apps.bench_path_turns import SOUND_S, Stages, Turn, in_turns, together
 from apps.bench_soak import resident_mb
-from duplex.audio import AGENT_RATE_HZ, USER_RATE_HZ
-from duplex.errors import ConfigError
+from decoders.token_voice import TokenVoice
 
-T = TypeVar("T")
-READ_BEFORE_S = 0.6
-"""What the user said in the last so many seconds is what the LLM has not read when they stop (`session.interim_s`)."""
+BEGAN = time.monotonic()
+"""About when the command began."""
+REPLY_CODES = 100
+"""Room for so many codes of each reply, which are 4 s, behind its prompt."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of this measurement."""
     parser.add_argument("--random-weights", action="store_true", help="the full-size shapes, without checkpoints")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where the models run (default: as in the profile)")
     parser.add_argument("--conversations", default="1", metavar="N,N", help="how many at once, e.g. 1,4,16,64 (default: 1)")
-    parser.add_argument("--repeats", type=int, default=2, help="responses measured per conversation, after one for warming up")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        help="times that each is measured, after one for warming up (default: 2; on a GPU 10 for one, else 3)",
+    )
+    parser.add_argument(
+        "--seconds-limit", type=float, metavar="N", help="begin nothing that would last beyond N seconds from the start"
+    )
 
 
-@dataclass
-class Stages:
-    """How long each kind of job took, in seconds."""
-
-    took: dict[str, list[float]] = field(default_factory=dict)
-
-    def timed(self, stage: str, job: Callable[[], T]) -> T:
-        """Run a job and note its time."""
-        began = time.perf_counter()
-        result = job()
-        self.took.setdefault(stage, []).append(time.perf_counter() - began)
-        return result
-
-
-class Turn:
-    """One conversation that has just heard its user out, up to the first sound of the answer and on to a second of it."""
-
-    def __init__(self, profile: Profile, parts: Parts, stages: Stages) -> None:
-        if not isinstance(parts.thinker, Chat):
-            raise ConfigError("duologue bench path measures a language model; this profile has none.")
-        self.parts, self.stages, self.config = parts, stages, session_config(profile).response
-        self.thinker: Chat = parts.thinker
-        clip = clips("questions")[0]
-        ear = parts.ears.open()
-        parts.ears.feed(ear, clip.samples())
-        self.window = parts.ears.window(ear)
-        self.context = self.thinker.open()
-        words = clip.text.split()
-        read = round(len(words) * (1 - READ_BEFORE_S * USER_RATE_HZ / len(clip.samples())))
-        self.heard = clip.text
-        before = self.thinker.render(
-            self.config.system_prompt, [Message("user", " ".join(words[:read]))], open_assistant=False, open_last=True
-        )
-        self.thinker.thinker.sync(self.context, before)
-        self.seconds = 0.0
-        """Sound made so far."""
-        self.first_s = 0.0
-        """When the first of it was there, on the clock of the caller."""
-
-    def jobs(self, until_s: float) -> Iterator[None]:
-        """One job per `next`, until `until_s` seconds of sound are there."""
-        timed, thinker, voice = self.stages.timed, self.thinker, self.parts.voice
-        timed("transcribe", lambda: self.parts.ears.transcribe(self.window))
-        yield
-        keys = thinker.render(self.config.system_prompt, [Message("user", self.heard)], open_assistant=True)
-        steps = thinker.sync_steps(self.context, keys)
-        while timed("prefill", lambda: next(steps, None)) is not None:
-            yield
-        sampler, state = thinker.sampler(0), voice.open(0)
-        for _ in range(400):
-            tokens: list[int] = []
-            states: list[Any] = []
-            while len(tokens) < self.config.group_tokens:
-                step = timed("LLM token", lambda: thinker.step(self.context, sampler))
-                yield
-                if step.token in thinker.eos_ids:
-                    continue  # random weights end anywhere; what is measured is the work
-                tokens.append(step.token)
-                states.append(step.hidden)
-            chunks = voice.push(state, tokens, np.stack(states))
-            while True:
-                began = time.perf_counter()
-                chunk = next(chunks, None)
-                took = time.perf_counter() - began
-                if chunk is None:
-                    break
-                sounds = len(chunk.samples) / AGENT_RATE_HZ
-                self.stages.took.setdefault("vocoder, or a VITS chunk" if sounds else "codes or flow", []).append(took)
-                self.seconds += sounds
-                yield
-                if self.seconds >= until_s:
-                    return
-            if thinker.thinker.room(self.context) < 2 * self.config.group_tokens:
-                return
-
-
-def run_path(profile: Profile, parts: Parts, args: argparse.Namespace) -> list[str]:
-    """Measure and return the report's lines. Raises ConfigError for a wrong list of conversations."""
-    lines = [f"Resident memory with the weights loaded: {resident_mb():.0f} MB{_gpu_memory()}.", ""]
-    lines.append("conversations   first sound s (median, last)   seconds of work per second of sound   resident MB")
+def run_path(profile: Profile, parts: Parts, args: argparse.Namespace) -> Iterator[str]:
+    """Measure and give the report's lines. Raises ConfigError for a wrong list of conversations."""
+    counts = conversation_counts(args.conversations)
+    deadline = BEGAN + args.seconds_limit if args.seconds_limit else float("inf")
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        yield f"GPU: {card.name}, {card.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}."
+    yield f"Loaded after {time.monotonic() - BEGAN:.1f} s. Resident memory: {resident_mb():.0f} MB{_gpu_memory()}."
+    sharing = isinstance(parts.voice, TokenVoice)
+    if sharing:
+        yield from measure_parts(profile, parts, deadline)
+    yield ""
+    yield "conversations   how        first sound s (median, last)   seconds of work per second of sound   resident MB"
     tables: list[str] = []
-    for count in conversation_counts(args.conversations):
-        firsts: list[float] = []
-        work, sound = 0.0, 0.0
-        stages = Stages()
-        for repeat in range(args.repeats + 1):
-            stages = Stages() if repeat == 1 else stages
-            turns = [Turn(profile, parts, stages) for _ in range(count)]
-            began = time.perf_counter()
-            _first_sounds(turns, began)
-            took = time.perf_counter() - began
-            if repeat:
-                firsts += [turn.first_s for turn in turns]
-                work, sound = work + took, sound + sum(turn.seconds for turn in turns)
-        first = f"{np.median(firsts):.3f}, {max(firsts):.3f}"
-        lines.append(f"{count:>13}   {first:>29}   {work / max(sound, 1e-9):>36.2f}   {resident_mb():>11.0f}")
-        tables += ["", f"Jobs with {count} at once (ms):", *_table(stages)]
-    return lines + tables
+    last_s, last_count = 0.0, 1
+    for count in counts:
+        if time.monotonic() + last_s * count / last_count > deadline:
+            yield f"Stopped before {count} conversations: the time limit of {args.seconds_limit:g} s would be passed."
+            break
+        began = time.monotonic()
+        on_gpu = sharing and parts.voice.lm.qwen.device.type == "cuda"  # type: ignore[attr-defined]
+        repeats = args.repeats or ((10 if count == 1 else 3) if on_gpu else 2)
+        if on_gpu:
+            yield from _make_room(parts, count)
+        ways: list[tuple[str, Callable[[list[Turn]], float]]] = [("in turns", in_turns)]
+        if sharing and (count > 1 or on_gpu):
+            ways.insert(0, ("together", together))
+        for name, way in ways:
+            if name == "in turns" and count > 16 and time.monotonic() + 3 * (time.monotonic() - began) > deadline:
+                yield f"{count:>13}   in turns: not measured, for want of time"
+                continue
+            firsts: list[float] = []
+            work, sound = 0.0, 0.0
+            stages = Stages()
+            for repeat in range((repeats if name == ways[0][0] else min(repeats, 3)) + 1):
+                stages = Stages() if repeat == 1 else stages
+                turns = [Turn(profile, parts, stages) for _ in range(count)]
+                took = way(turns)
+                if repeat:
+                    firsts += [turn.first_s for turn in turns]
+                    work, sound = work + took, sound + sum(turn.seconds for turn in turns)
+                if repeat and time.monotonic() > deadline:
+                    break
+            first = f"{np.median(firsts):.3f}, {max(firsts):.3f}"
+            share = work / max(sound, 1e-9)
+            yield f"{count:>13}   {name:<8}   {first:>28}   {share:>36.2f}   {resident_mb():>11.0f}{_gpu_memory()}"
+            tables += ["", f"Jobs with {count} at once, {name} (ms):", *_table(stages)]
+        last_s, last_count = time.monotonic() - began, count
+    yield f"(Each conversation until {SOUND_S:g} s of sound. All users stop at the same moment.)"
+    yield from tables
+    if sharing:
+        yield from _troubles(parts)
+    yield f"Done after {time.monotonic() - BEGAN:.1f} s."
 
 
-def _first_sounds(turns: list[Turn], began: float) -> None:
-    """Let all turns take jobs in rotation until each has two seconds of sound, noting when each had its first."""
-    running = {index: turn.jobs(2.0) for index, turn in enumerate(turns)}
-    while running:
-        for index, jobs in list(running.items()):
-            turn = turns[index]
-            alive = next(jobs, "ended") != "ended"
-            if turn.seconds and not turn.first_s:
-                turn.first_s = time.perf_counter() - began
-            if not alive:
-                del running[index]
+def _make_room(parts: Parts, count: int) -> Iterator[str]:
+    """Let so many conversations lie side by side on the GPU, the flow in bfloat16 if they do not fit otherwise, or not at all."""
+    voice, thinker = parts.voice, parts.thinker.thinker  # type: ignore[attr-defined]
+    assert isinstance(voice, TokenVoice)
+    codes = len(voice.prompt.codes) // 25 * 25 + REPLY_CODES
+    voice.share(1, 0)
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    thinker.share(count)
+    try:
+        voice.share(count, codes)
+        return
+    except torch.OutOfMemoryError:
+        pass
+    voice.token2wav.share(0, 0)
+    gc.collect()
+    torch.cuda.empty_cache()
+    try:
+        flow = voice.token2wav.flow.to(torch.bfloat16)
+        voice.share(count, codes)
+        yield f"(With {count} the flow is in bfloat16, since what it keeps does not fit in {next(flow.parameters()).dtype} otherwise.)"
+    except torch.OutOfMemoryError:
+        voice.share(count, 0)
+        yield f"(What the flow keeps of {count} does not fit: it runs for one after the other.)"
+
+
+def _troubles(parts: Parts) -> Iterator[str]:
+    voice, thinker = parts.voice, parts.thinker.thinker  # type: ignore[attr-defined]
+    assert isinstance(voice, TokenVoice)
+    for name, steps in (("LLM", thinker.steps), ("voice LM", voice.lm.steps), ("flow", voice.token2wav.flow)):
+        if trouble := getattr(steps, "trouble", ""):
+            yield f"The {name} ran WITHOUT CUDA graphs: {trouble}"
 
 
 def _table(stages: Stages) -> list[str]:
@@ -162,8 +147,6 @@ def _table(stages: Stages) -> list[str]:
 
 
 def _gpu_memory() -> str:
-    import torch
-
     if not torch.cuda.is_available():
         return ""
     return f", on the GPU {torch.cuda.max_memory_allocated() / 1e6:.0f} MB"

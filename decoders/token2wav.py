@@ -27,6 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from decoders.flow import Flow
+from decoders.flow_steps import SharedFlow
 from duplex.audio import AGENT_RATE_HZ, Samples
 
 
@@ -177,7 +179,8 @@ class Token2Wav:
     """Codes to sound. Holds no state of a response: any number may run through one instance, interleaved at will."""
 
     def __init__(self, flow: CodesToMel, vocoder: MelToSound, config: Token2WavConfig | None = None) -> None:
-        self.flow, self.vocoder = flow, vocoder
+        self.flow: Any = flow
+        self.vocoder = vocoder
         self.config = c = config or Token2WavConfig()
         chunk = flow.config.chunk
         if c.hop_codes % chunk or c.max_hop_codes % chunk:
@@ -188,6 +191,16 @@ class Token2Wav:
         self._wanted = ceil((first_frames + vocoder.config.hold_frames) / flow.config.ratio)
         """Codes that make the first sound long enough."""
         self._code_s = flow.config.ratio * vocoder.config.frame_samples / AGENT_RATE_HZ
+
+    def share(self, responses: int, codes: int, graphs: bool = True) -> None:
+        """Let responses make their flow steps together, with room for so many, `codes` long each, prompts included; 0: each for itself.
+
+        Prompts that were prepared before are to be prepared again. graphs: record steps where there is a GPU.
+        """
+        flow = self.flow.flow if isinstance(self.flow, SharedFlow) else self.flow
+        self.flow = flow  # before new room is made, that of before is let go
+        if responses and isinstance(flow, Flow):
+            self.flow = SharedFlow(flow, responses, codes, graphs)
 
     def prepare(self, prompt: Prompt) -> PreparedVoice:
         """Run the flow over a voice's prompt, once for all its responses.

@@ -14,7 +14,7 @@ before the first new code the text must have caught up with the sample's codes, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decoders import text_stream
+from decoders.flow_steps import SharedFlow
 from decoders.ras import USUAL, RasConfig
 from decoders.text_stream import Detokenize, TextStream
 from decoders.token2wav import PreparedVoice, Sound, Token2Wav, Token2WavState
@@ -83,7 +84,24 @@ class TokenVoice:
         """prompt: the agent's own voice. manner: whether the voice LM reads samples too."""
         self.lm, self.project, self.token2wav = lm, project, token2wav
         self.encode, self.detokenize, self.sampling, self.manner = encode, detokenize, sampling, manner
+        self.prompt = prompt
         self.speaker = self.read(prompt)
+
+    def share(self, responses: int, codes: int, graphs: bool = True) -> None:
+        """Make room for so many responses that take steps together, the agent's own voice besides. Speakers are to be read again.
+
+        codes: room of each in the flow, prompt included; 0 leaves the flow as it is. graphs: record steps where there is a GPU.
+        """
+        self.token2wav.share(0, 0)
+        self.lm.share(responses + 1, graphs)
+        self.speaker = self.read(self.prompt)  # and what the speaker of before took is let go
+        if codes:
+            self.token2wav.share(responses + 1, codes, graphs)
+            self.speaker = replace(self.speaker, wav=self.token2wav.prepare(self.prompt))
+        assert self.lm.steps is not None
+        self.lm.steps.prepare(1, 1024)
+        if isinstance(self.token2wav.flow, SharedFlow):
+            self.token2wav.flow.prepare(1, codes)
 
     def read(self, prompt: VoicePrompt) -> Speaker:
         """A speaker for `open`, made once per voice. Raises ValueError for a prompt that does not fit, saying how."""

@@ -37,8 +37,6 @@ class VoiceLM:
         modules.requires_grad_(False)
         self.steps: SharedSteps | None = None
         """Where states lie side by side; None where each has buffers of its own, as on a CPU."""
-        if self.qwen.device.type == "cuda":
-            self.share(config.gpu_states)
 
     def share(self, states: int, graphs: bool = True) -> None:
         """Make room for so many states that take steps together; those that are open already go on alone. graphs: record steps."""

@@ -53,8 +53,6 @@ class VoiceLMConfig:
     """Positions of one state: voice prompt, text and codes together. 20 positions are 15 codes, at 25 codes/s 0.6 s of speech."""
     codes_per_step: int = 5
     """Most codes written between two chances for the caller to do something else."""
-    gpu_states: int = 8
-    """States that a GPU has room for side by side: they take steps together, recorded as CUDA graphs. More than these run one by one."""
     as_upstream: bool = False
     """Decode exactly as CosyVoice does, with its quirks: after a fill, the last code is read a second time when the text ends; prompt
     codes that the text does not reach are dropped; a prompt of whole groups is continued without text; outputs that are never
@@ -68,8 +66,6 @@ class VoiceLMConfig:
             raise ValueError(f"hidden_size {self.hidden_size} is not an even number for each of {self.heads} heads; change one")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is no multiple of kv_heads {self.kv_heads}; change one")
-        if self.gpu_states < 1:
-            raise ValueError(f"gpu_states is {self.gpu_states}; choose 1 or more")
         if self.codes_per_step < 1:
             raise ValueError(f"codes_per_step is {self.codes_per_step}; choose 1 or more, 5 is usual")
         if not 0 <= self.min_codes_per_text <= self.max_codes_per_text or self.max_codes_per_text < 1:
