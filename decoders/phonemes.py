@@ -17,11 +17,12 @@ import sqlite3
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from decoders.guesser import Guesser
 from duplex.errors import WeightsError
 
 PAD, BEGIN, END, SPACE = "_", "^", "$", " "
@@ -63,8 +64,10 @@ class Phonemizer(Protocol):
 class Lexicon:
     """gruut's American English lexicon and its guesser. Thread-safe; one instance serves any number of conversations."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, guesses: bool = True) -> None:
         """`folder` holds lexicon.db and g2p/model.crf; by default that of the installed gruut-lang-en.
+
+        guesses: whether words that it lacks are guessed (for which python-crfsuite is needed) or left silent.
 
         Raises:
             WeightsError: it is not there.
@@ -73,10 +76,10 @@ class Lexicon:
         if not (folder / "lexicon.db").is_file():
             raise WeightsError(f"no pronunciation lexicon at {folder}; install gruut and gruut-lang-en again")
         self._lock = threading.Lock()
-        self._guess = _guesser(folder / "g2p" / "model.crf")
+        self._guess = Guesser(folder / "g2p" / "model.crf") if guesses else None
         self._known = {**_read(folder / "lexicon.db"), **_OVERRIDES}
         self.guessed = 0
-        """Words so far whose pronunciation was a guess."""
+        """Times so far that a pronunciation had to be guessed, or was left silent; a guess is remembered."""
 
     def __call__(self, words: Sequence[str]) -> list[str]:
         """The IPA of each word, in context."""
@@ -99,7 +102,9 @@ class Lexicon:
             return _plural(found) if tail else found
         with self._lock:
             self.guessed += 1
-            ipa = "".join(self._guess(word.replace("'", "") or word)).replace(" ", "")
+            if self._guess is None:
+                return ""
+            ipa = self._guess(word.replace("'", "") or word).replace(" ", "")
             if self.guessed < _MOST_GUESSES:
                 self._known[word] = ipa
             return ipa
@@ -206,14 +211,3 @@ def _package_folder(name: str) -> Path:
     if spec is None or spec.origin is None:
         raise WeightsError(f"the package {name} is missing; install duologue again")
     return Path(spec.origin).parent
-
-
-def _guesser(model: Path) -> Callable[[str], Sequence[str]]:
-    """gruut's grapheme-to-phoneme CRF, without importing the package around it."""
-    spec = importlib.util.spec_from_file_location("gruut_g2p", _package_folder("gruut") / "g2p.py")
-    if spec is None or spec.loader is None:
-        raise WeightsError("the package gruut is damaged; install duologue again")
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    guess: Callable[[str], Sequence[str]] = module.GraphemesToPhonemes(str(model))
-    return guess
