@@ -93,6 +93,10 @@ class BatchNet:
         self.values[:, slots, :, before : before + count] = values
         return self._norm(x[torch.arange(len(rows), device=self.device), lengths - 1], self.final_norm)
 
+    def states(self, prefix: Prefix, rows: Tensor) -> Tensor:
+        """Final states [n, m, d] at every place of texts that go on from `prefix`: rows [n, m], padded at the right."""
+        return self._norm(self._read(rows, prefix)[2], self.final_norm)
+
     def step(self, rows: Tensor, places: Tensor) -> Tensor:
         """One more token in every slot: rows [b], at positions `places` [b]. Final states float32 [b, d]. Safe to record."""
         x = self.embedding[rows].float()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from agent.sampling import SamplingConfig
 _log = logging.getLogger(__name__)
 _STEPS = 8  # between two looks at the slots
 _PREFILL = 512  # prompts read together
+_READ = 256  # given replies read together
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,26 @@ class BatchWriter:
                 advance()
             yield from self._harvest(owner)
 
+    @torch.inference_mode()
+    def read(self, pairs: Sequence[tuple[Prompt, Sequence[int]]]) -> Iterator[Written]:
+        """Given replies as if the LLM had written them, with the states it would have had; what it has no rows for is passed over."""
+        found: list[tuple[int, Prompt, list[int]]] = []
+        for number, (prompt, tokens) in enumerate(pairs):
+            rows = [self._row.get(token, -1) for token in (*prompt.ids, *tokens)]
+            if prompt.ids and tokens and min(rows) >= 0 and len(rows) <= self.most_prompt + self.most_new:
+                found.append((number, prompt, rows))
+        found.sort(key=lambda one: (one[1].kind, len(one[2])))
+        for kind, group in groupby(found, key=lambda one: one[1].kind):
+            same = list(group)
+            for at in range(0, len(same), _READ):
+                part = same[at : at + _READ]
+                padded = _padded([listed for _, _, listed in part]).to(self.device)
+                states = self.net.states(self._prefixes[kind][1], padded).half().cpu().numpy()
+                for index, (number, prompt, listed) in enumerate(part):
+                    before = len(prompt.ids)
+                    said = self._ids[listed[before:]].numpy().astype(np.int32)
+                    yield Written(number, said, states[index, before - 1 : len(listed) - 1].copy(), True)
+
     def _known(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Prompt, list[int]]]:
         """Prompts whose tokens all have rows, and that are short enough."""
         for number, prompt in enumerate(prompts):
@@ -138,9 +160,7 @@ class BatchWriter:
     def _prefill(self, kind: int, chosen: Sequence[tuple[int, list[int]]]) -> None:
         before, prefix = self._prefixes[kind]
         lengths = torch.tensor([len(rows) for _, rows in chosen])
-        rows = torch.zeros(len(chosen), int(lengths.max()), dtype=torch.long)
-        for index, (_, listed) in enumerate(chosen):
-            rows[index, : len(listed)] = torch.tensor(listed)
+        rows = _padded([listed for _, listed in chosen])
         slots = torch.tensor([slot for slot, _ in chosen], device=self.device)
         lengths = lengths.to(self.device)
         self._state[slots] = self.net.prefill(prefix, rows.to(self.device), lengths, slots)
@@ -191,7 +211,7 @@ class BatchWriter:
             return self._advance
         kept = [tensor.clone() for tensor in self._mutable()]
         try:
-            side = torch.cuda.Stream()
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(2):
@@ -222,5 +242,13 @@ class BatchWriter:
         counts, ended = self._count[chosen].cpu().numpy(), self._ended[chosen].cpu().numpy()
         for index, slot in enumerate(slots):
             count = int(counts[index])
-            yield Written(int(owner[slot]), tokens[index, :count], hidden[index, :count], bool(ended[index]))
+            yield Written(int(owner[slot]), tokens[index, :count], hidden[index, :count].copy(), bool(ended[index]))
         owner[slots] = -1
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """[n, longest] int64, zeros at the right."""
+    padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for index, listed in enumerate(rows):
+        padded[index, : len(listed)] = torch.tensor(listed)
+    return padded

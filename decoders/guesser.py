@@ -6,6 +6,7 @@ Only python-crfsuite is needed here, neither gruut nor the packages that it impo
 from __future__ import annotations
 
 import base64
+import importlib
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,7 @@ class Guesser:
 
     def __init__(self, model: Path) -> None:
         """Raises ImportError without python-crfsuite, OSError or ValueError for a damaged model."""
-        import pycrfsuite
-
-        self._tagger: Any = pycrfsuite.Tagger()
+        self._tagger: Any = importlib.import_module("pycrfsuite").Tagger()
         self._tagger.open(str(model))
 
     def __call__(self, word: str) -> str:

@@ -120,6 +120,19 @@ def test_a_strong_penalty_forbids_repeats_and_banned_tokens_are_not_written(bloc
     assert not favourite & {int(token) for reply in writer.write(asked) for token in reply.tokens}
 
 
+def test_reading_a_reply_gives_the_states_of_writing_it(blocks: Blocks) -> None:
+    asked = prompts(7)
+    written = write(blocks, asked, slots=7)
+    writer = BatchWriter(blocks, BEGINNINGS, [END], sampling=GREEDY, slots=2, most_prompt=8, most_new=12)
+    pairs = [(prompt, written[number].tokens.tolist()) for number, prompt in enumerate(asked)]
+    read = {reply.prompt: reply for reply in writer.read(pairs)}
+    assert set(read) == {number for number, reply in written.items() if len(reply.tokens)}
+    assert read
+    for number, reply in read.items():
+        assert reply.tokens.tolist() == written[number].tokens.tolist()
+        np.testing.assert_allclose(reply.hidden, written[number].hidden, atol=4e-3, rtol=4e-3)
+
+
 def test_prompts_too_long_or_with_unknown_tokens_are_passed_over(blocks: Blocks) -> None:
     asked = [Prompt(0, tuple(range(9))), Prompt(0, (1, 999)), Prompt(0, (1, 2)), Prompt(0, ())]
     assert list(write(blocks, asked, slots=2)) == [2]
