@@ -80,6 +80,8 @@ def run_training(args: argparse.Namespace) -> int:
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         run, material, kept = train(shelf, net, config, checkpoint, tell, lambda done, _: save(done, args.out), until)
+        if not run.step:
+            raise ConfigError("No time was left to train after loading; give more --minutes.")
         save(net, args.out)
         found = judged(net, material, kept, config)
         args.out.with_suffix(".md").write_text(card(args, net, material, run, found, device), encoding="utf-8")

@@ -238,7 +238,8 @@ class PointerLM(nn.Module):
 
     def embed(self, kinds: Tensor, text_at: Tensor, text: Tensor, code_at: Tensor, features: Tensor) -> Tensor:
         """kinds [b, n]; text [t, d] and features [c, f] with the places text_at [t], code_at [c] in b * n -> [b, n, d] float32."""
-        x = self.kinds[kinds.flatten().long()]
+        # a product: looked up, a few rows gather gradients slowly
+        x = (F.one_hot(kinds.flatten().long(), KINDS).to(self.kinds.dtype) @ self.kinds).to(self.kinds.dtype)
         x = x.index_add(0, text_at, text.to(x.dtype)).index_add(0, code_at, self.read(features).to(x.dtype))
         return x.unflatten(0, kinds.shape)
 

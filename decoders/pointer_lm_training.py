@@ -141,7 +141,7 @@ def losses(net: PointerLM, material: Material, one: Batch) -> tuple[Tensor, Tens
     hidden = None if replies.hidden is None else replies.hidden[one.tokens]
     text = net.projector(embeddings, hidden, one.given)
     x = net.embed(one.kinds, one.text_at, text, one.code_at, one.features)
-    states = net.states(x, one.positions, one.documents).flatten(0, 1)[one.code_at]
+    states = net.states(x, one.positions, one.documents).flatten(0, 1).index_select(0, one.code_at)
     scores = net.chain(states, one.digits)
     targets = (*one.digits.unbind(1), one.advance)
     each = torch.stack([F.cross_entropy(score.float(), target) for score, target in zip(scores, targets, strict=True)])

@@ -102,6 +102,20 @@ def test_what_a_document_gets_is_the_same_alone_and_packed(tmp_path: Path) -> No
     assert float(right) == float(right_alone)
 
 
+def test_half_precision_gives_nearly_the_same_loss(tmp_path: Path) -> None:
+    held = material(tmp_path)
+    torch.manual_seed(0)
+    net = PointerLM(CONFIG).eval()
+    stock = data.stock(CONFIG, held.replies, held.whole, 256, torch.Generator().manual_seed(0))
+    one = data.batch(CONFIG, stock, data.packed([[0, 1]]), 256, 1.0, 0.0)
+    exact, _ = losses(net, held, one)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough, _ = losses(net, held, one)
+    torch.autograd.backward(rough.sum())
+    torch.testing.assert_close(rough, exact, rtol=0.02, atol=0.02)
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in net.parameters())
+
+
 def test_later_positions_change_nothing_before() -> None:
     torch.manual_seed(0)
     net = PointerLM(CONFIG).eval()
