@@ -96,6 +96,8 @@ class Loader:
             if voice is not None:
                 raise ConfigError(f"The voice of the profile {profile.name} cannot be cloned; take one with decoder: cosyvoice2.")
         self.device, self.dtype = self.runtime.torch_device(), self.runtime.torch_dtype()
+        if self.device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # it would move the vocoder's pitch by a thousandth, and saves next to nothing
         if profile.input != "bridge":
             raise ConfigError(f"{profile.file}: input: projector has no trained weights yet; use input: bridge.")
         if profile.output != "bridge" and (profile.weights or profile.decoder == "vits"):

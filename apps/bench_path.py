@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repeats",
         type=int,
-        help="times that each is measured, after one for warming up (default: 2; on a GPU 10 for one, else 3)",
+        help="times that each is measured, after one for warming up (default: 2; on a GPU 10 for one, fewer for many)",
     )
     parser.add_argument(
         "--seconds-limit", type=float, metavar="N", help="begin nothing that would last beyond N seconds from the start"
@@ -59,43 +59,45 @@ def run_path(profile: Profile, parts: Parts, args: argparse.Namespace) -> Iterat
         yield from measure_parts(profile, parts, deadline)
     yield ""
     yield "conversations   how        first sound s (median, last)   seconds of work per second of sound   resident MB"
-    tables: list[str] = []
     last_s, last_count = 0.0, 1
     for count in counts:
-        if time.monotonic() + last_s * count / last_count > deadline:
+        if time.monotonic() + 2 * last_s * count / last_count > deadline:
             yield f"Stopped before {count} conversations: the time limit of {args.seconds_limit:g} s would be passed."
             break
-        began = time.monotonic()
         on_gpu = sharing and parts.voice.lm.qwen.device.type == "cuda"  # type: ignore[attr-defined]
-        repeats = args.repeats or ((10 if count == 1 else 3) if on_gpu else 2)
+        repeats = args.repeats or ((10 if count == 1 else 3 if count <= 4 else 2 if count <= 16 else 1) if on_gpu else 2)
         if on_gpu:
             yield from _make_room(parts, count)
         ways: list[tuple[str, Callable[[list[Turn]], float]]] = [("in turns", in_turns)]
         if sharing and (count > 1 or on_gpu):
             ways.insert(0, ("together", together))
         for name, way in ways:
-            if name == "in turns" and count > 16 and time.monotonic() + 3 * (time.monotonic() - began) > deadline:
+            again = name != ways[0][0]
+            if again and time.monotonic() + 1.5 * last_s > deadline:
                 yield f"{count:>13}   in turns: not measured, for want of time"
                 continue
             firsts: list[float] = []
             work, sound = 0.0, 0.0
             stages = Stages()
-            for repeat in range((repeats if name == ways[0][0] else min(repeats, 3)) + 1):
+            for repeat in range((1 if again and count > 1 else repeats) + 1):
+                if repeat == 0 and again:
+                    continue  # what there is to warm up is warm
                 stages = Stages() if repeat == 1 else stages
+                one = time.monotonic()
                 turns = [Turn(profile, parts, stages) for _ in range(count)]
                 took = way(turns)
                 if repeat:
                     firsts += [turn.first_s for turn in turns]
                     work, sound = work + took, sound + sum(turn.seconds for turn in turns)
+                    last_s = max(time.monotonic() - one, 0.0 if again else 1e-3)
                 if repeat and time.monotonic() > deadline:
                     break
             first = f"{np.median(firsts):.3f}, {max(firsts):.3f}"
             share = work / max(sound, 1e-9)
             yield f"{count:>13}   {name:<8}   {first:>28}   {share:>36.2f}   {resident_mb():>11.0f}{_gpu_memory()}"
-            tables += ["", f"Jobs with {count} at once, {name} (ms):", *_table(stages)]
-        last_s, last_count = time.monotonic() - began, count
+            yield from ("", f"Jobs with {count} at once, {name} (ms):", *_table(stages), "")
+        last_count = count
     yield f"(Each conversation until {SOUND_S:g} s of sound. All users stop at the same moment.)"
-    yield from tables
     if sharing:
         yield from _troubles(parts)
     yield f"Done after {time.monotonic() - BEGAN:.1f} s."
@@ -107,25 +109,30 @@ def _make_room(parts: Parts, count: int) -> Iterator[str]:
     assert isinstance(voice, TokenVoice)
     codes = len(voice.prompt.codes) // 25 * 25 + REPLY_CODES
     voice.share(1, 0)
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    _forget()
     thinker.share(count)
     try:
         voice.share(count, codes)
         return
     except torch.OutOfMemoryError:
         pass
-    voice.token2wav.share(0, 0)
-    gc.collect()
-    torch.cuda.empty_cache()
+    voice.share(1, 0)
+    _forget()
     try:
-        flow = voice.token2wav.flow.to(torch.bfloat16)
+        voice.token2wav.flow.to(torch.bfloat16)
         voice.share(count, codes)
-        yield f"(With {count} the flow is in bfloat16, since what it keeps does not fit in {next(flow.parameters()).dtype} otherwise.)"
+        yield f"(With {count} the flow is in bfloat16, since what it keeps does not fit in float32.)"
     except torch.OutOfMemoryError:
         voice.share(count, 0)
         yield f"(What the flow keeps of {count} does not fit: it runs for one after the other.)"
+
+
+def _forget() -> None:
+    """Give back what nobody holds."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _troubles(parts: Parts) -> Iterator[str]:

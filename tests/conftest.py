@@ -18,6 +18,18 @@ def in_ci() -> bool:
     return os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cuda: needs an NVIDIA GPU; skipped without one, in CI too, whose machines have none")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("PyTorch finds no NVIDIA GPU here")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c_reaches_programs() -> None:
     """A shell without job control starts its background programs with Ctrl-C ignored, and programs that a test starts inherit that."""

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from agent.build import build_parts
+from agent.profiles import load_profile
+from apps.bench_path import _make_room, _troubles
+from apps.bench_path_turns import SOUND_S, Stages, Turn, in_turns, together
 from apps.cli import main
 
 
@@ -22,6 +26,25 @@ def test_without_a_name_the_path_is_measured_for_many_at_once(tmp_path: Path, ca
     assert all(0 < float(median) <= float(last) for _, median, last, _, _ in rows)
     for stage in ("transcribe", "prefill", "LLM token", "codes or flow", "vocoder"):
         assert stage in text
+
+
+def test_side_by_side_is_as_one_by_one() -> None:
+    profile = load_profile("tiny")
+    parts = build_parts(profile)
+    alone = [Turn(profile, parts, Stages()) for _ in range(3)]
+    in_turns(alone)
+    assert list(_make_room(parts, 3)) == []
+    joint = [Turn(profile, parts, Stages()) for _ in range(3)]
+    together(joint)
+    assert [turn.seconds for turn in joint] == [turn.seconds for turn in alone]
+    assert all(turn.seconds >= SOUND_S and turn.first_s > 0 for turn in joint)
+    assert list(_troubles(parts)) == []
+
+
+def test_a_time_limit_ends_the_measurement_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--profile", "tiny", "--conversations", "1,2", "--repeats", "1", "--seconds-limit", "0.001"]) == 0
+    text = capsys.readouterr().out
+    assert "Stopped before 2 conversations" in text and "Done after" in text
 
 
 @pytest.mark.parametrize(
