@@ -83,7 +83,7 @@ def _stamp(path: Path) -> str:
 
     try:
         with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("tokenizer", "")
+            return str((file.metadata() or {}).get("tokenizer", ""))
     except Exception:  # missing, cut short: it is made again
         return ""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -85,12 +86,10 @@ def _train(args: argparse.Namespace, work: Path, device: torch.device) -> int:
     speech, held = _speech(work, args.hours, teacher, device)
     cuda = device.type == "cuda"
     config = TokenizerTrainingConfig(
-        seconds=args.minutes * 60,
-        rows=args.rows or (256 if cuda else 16),
-        codes=args.codes,
-        sound_rows=TokenizerTrainingConfig.sound_rows if cuda else 2,
-        seed=args.seed,
+        seconds=args.minutes * 60, rows=args.rows or (256 if cuda else 16), codes=args.codes, seed=args.seed
     )
+    if not cuda:
+        config = replace(config, sound_rows=2)
     sizes = SpeechTokenizerConfig(channels=teacher.config.channels)
     checkpoint = work / f"tokenizer-{args.hours:g}-{args.seed}.pt"
     net, curve = train_tokenizer(speech, teacher, sizes, config, checkpoint, _tell, lambda text: print(text, flush=True))

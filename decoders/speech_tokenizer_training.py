@@ -145,19 +145,19 @@ class SoundDistance:
 
     def __call__(self, made: Tensor, target: Tensor) -> Tensor:
         """Latents [B, T, C] each, not normalised -> mean distance in nepers."""
-        with torch.no_grad():
-            wanted = self._mels(self.teacher.dec(target.transpose(1, 2)))
-        heard = self._mels(self.teacher.dec(made.transpose(1, 2)))
+        with torch.autocast(made.device.type, enabled=False):  # bf16 samples would drown what is quiet
+            with torch.no_grad():
+                wanted = self._mels(self.teacher.dec(target.transpose(1, 2)))
+            heard = self._mels(self.teacher.dec(made.transpose(1, 2)))
         return torch.stack([(one - other).abs().mean() for one, other in zip(heard, wanted, strict=True)]).mean()
 
     def _mels(self, sound: Tensor) -> list[Tensor]:
         mels = []
         for window, bank in zip(self.windows, self.banks, strict=True):
             size = len(window)
-            with torch.autocast(sound.device.type, enabled=False):
-                spectrum = torch.stft(sound.float(), size, size // 4, window=window, return_complex=True)  # [B, b, n]
-                power = spectrum.real.square() + spectrum.imag.square() + 1e-9
-                mels.append((power.sqrt().transpose(1, 2) @ bank).clamp(min=1e-5).log())
+            spectrum = torch.stft(sound, size, size // 4, window=window, return_complex=True)  # [B, b, n]
+            power = spectrum.real.square() + spectrum.imag.square() + 1e-9
+            mels.append((power.sqrt().transpose(1, 2) @ bank).clamp(min=1e-5).log())
         return mels
 
 
@@ -209,7 +209,7 @@ def train_tokenizer(
     while run.seconds < config.seconds:
         share = run.seconds / config.seconds
         for group in optimizer.param_groups:
-            group["lr"] = config.rate * min((run.step + 1) / 100, 1.0) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+            group["lr"] = config.rate * _schedule(run.step, share)
         starts = torch.randint(speech.codes() - config.codes, (rows,), generator=generator, device=device)
         try:
             latents, phones = speech.crops(starts, config.codes)
@@ -255,6 +255,11 @@ def train_tokenizer(
     return net, run.curve
 
 
+def _schedule(step: int, share: float) -> float:
+    """Factor on the learning rate: up over 100 steps or 5 % of the time, whichever ends first, then down a cosine."""
+    return min(max((step + 1) / 100, share / 0.05), 1.0) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+
+
 def _losses(
     net: SpeechTokenizer,
     latents: Tensor,
@@ -279,8 +284,7 @@ def _losses(
         count, length = min(config.sound_rows, len(latents)), config.sound_codes * RATIO
         start = rng.randint(0, latents.shape[1] - length)
         part = slice(start, start + length)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            sound = distance(net.denormalize(made[:count, part]), latents[:count, part])
+        sound = distance(net.denormalize(made[:count, part]), latents[:count, part])
     return torch.stack((own, sound, phone, spread(raw)))
 
 

@@ -171,8 +171,8 @@ def encode_flat(tokenizer: SpeechTokenizer, latents: Tensor, code_offsets: Tenso
     """Latents [sum T, C] of items laid end to end -> digits [sum c, 5] uint8; each item is encoded as if it were alone."""
     sizes = code_offsets.diff()
     codes = torch.empty(int(code_offsets[-1]), 5, dtype=torch.uint8, device=latents.device)
-    order = sizes.argsort(descending=True, stable=True)
-    order = order[sizes[order] > 0].numpy()
+    longest_first = sizes.argsort(descending=True, stable=True)
+    order = longest_first[sizes[longest_first] > 0].numpy()
     for batch in _batches(sizes.numpy(), order, 8192):
         longest = int(sizes[batch].max())
         places = code_offsets[batch][:, None] + torch.arange(longest)  # [B, c]
