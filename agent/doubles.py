@@ -102,6 +102,8 @@ class ScriptedThinker:
     replies: Sequence[str]
     seen: list[list[Message]] = field(default_factory=list)
     """The dialogues it was asked to answer."""
+    prompts: list[str] = field(default_factory=list)
+    """What it was told to be, each time."""
     eos_ids: tuple[int, ...] = (0,)
     fail: bool = False
     """Raise at the first step, as a model that broke would."""
@@ -116,6 +118,7 @@ class ScriptedThinker:
         """See agent.parts.Thinker."""
         if open_assistant:
             self.seen.append(list(messages))
+            self.prompts.append(system)
             number = self._asked.setdefault(tuple(messages), len(self._asked))
             self._latest = self.replies[min(number, len(self.replies) - 1)]
         return [ord(c) for m in messages for c in m.text]

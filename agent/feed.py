@@ -48,7 +48,7 @@ class Subscription:
             await self._ready.wait()
         if self._dropped:
             count, self._dropped = self._dropped, 0
-            return Trouble(self._events[0].at, f"{count} events were dropped because they were not read in time.")
+            return Trouble(self._events[0].at, f"{count} events were dropped because they were not read in time.", "events_dropped")
         return self._events.popleft()
 
 

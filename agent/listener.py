@@ -115,7 +115,7 @@ class Listener:
                 transcript = await self.recognise(window)
             except Exception as error:  # a failed transcript must not end the conversation
                 log.exception("listening failed")
-                self._emit(Trouble(self.now, f"Listening failed: {error}"))
+                self._emit(Trouble(self.now, f"Listening failed: {error}", "listening_failed"))
                 transcript = Transcript("", self.now)
             if self.turn is turn:
                 ears.settle(self._ear, window, transcript)

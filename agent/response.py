@@ -56,6 +56,12 @@ class Manner:
     """The longest reply, in LLM tokens."""
     tools: tuple[Tool, ...] = ()
     """Functions that the LLM may call."""
+    speaker: Any = field(default=None, compare=False)
+    """Whose voice, in the form that the voice decoder makes; None for its own."""
+
+    def same(self, other: Manner) -> bool:
+        """Whether both give the same response. Speakers are the same only if they are one object."""
+        return self == other and self.speaker is other.speaker
 
     @property
     def prompt(self) -> str:
@@ -87,8 +93,6 @@ class Responder:
         self._context = parts.thinker.open()
         self._using = asyncio.Lock()  # one reader or writer of the context at a time
         self._decoding = False
-        self.speaker: Any = None
-        """Whose voice the next response has, in the form the voice makes; None for the voice's own."""
 
     async def read(self, messages: list[Message], manner: Manner) -> float | None:
         """Let the thinker read the dialogue while the user is still speaking, so that a response need not.
@@ -119,10 +123,10 @@ class Responder:
             group.create_task(self._think(messages, manner, made, groups))
             group.create_task(self._speak(epoch, len(messages), manner, groups))
 
-    async def say(self, epoch: int, text: str) -> None:
-        """Speak `text` as it stands, without thinking. Cancelling drops what is not yet in playout."""
+    async def say(self, epoch: int, text: str, manner: Manner) -> None:
+        """Speak `text` as it stands, without thinking, in the manner's voice. Cancelling drops what is not yet in playout."""
         voice, tokens = self._parts.voice, self._parts.thinker.encode(text)
-        state = voice.open(self._config.seed, self.speaker)
+        state = voice.open(self._config.seed, manner.speaker)
         size = self._config.group_tokens
         for start in range(0, len(tokens), size):
             await self._play(epoch, voice.push(state, tokens[start : start + size]))
@@ -169,7 +173,7 @@ class Responder:
 
     async def _speak(self, epoch: int, number: int, manner: Manner, groups: asyncio.Queue[Group | None]) -> None:
         voice: Voice = self._parts.voice if manner.spoken else TextOnly(self._parts.thinker.decode)
-        state = voice.open(self._config.seed + number, self.speaker if manner.spoken else None)
+        state = voice.open(self._config.seed + number, manner.speaker if manner.spoken else None)
         while (item := await groups.get()) is not None:
             tokens, hidden = item
             await self._play(epoch, voice.push(state, tokens, hidden))

@@ -42,7 +42,6 @@ from duplex.events import (
     ResponseEnded,
     ResponseStarted,
     SpeculationDiscarded,
-    Trouble,
     UserStarted,
     UserStopped,
 )
@@ -93,7 +92,7 @@ class Session(Steering):
         self.history = History()
         self.turns = TurnTaking(self.config.turns)
         self.playout = Playout(self.config.playout)
-        self.manner = Manner(self.config.response.system_prompt, most_tokens=self.config.response.most_tokens)
+        self._manner = Manner(self.config.response.system_prompt, most_tokens=self.config.response.most_tokens)
         self.line: str | None = None  # what the next response says in place of the thinker's words; see agent.announcer
         self._parts, self._transport, self.echo = parts, transport, echo
         self._feed = Feed()
@@ -142,7 +141,7 @@ class Session(Steering):
         return self._audible if self.playout.playing is not None and self.playout.playing == self._audible else None
 
     async def __aenter__(self) -> Self:
-        await self._responder.warm_up(self.manner)
+        await self._responder.warm_up(self._manner)
         self._hearing = asyncio.create_task(self._hear(), name="hear")
         self._start(self._listener.run(), "listen")
         return self
@@ -241,7 +240,7 @@ class Session(Steering):
         if self.playout.underruns > self._underruns:
             self._underruns = self.playout.underruns
             if self._underruns in (1, 50, 500):
-                self._emit(Trouble(self._now, "The agent's voice ran dry for a moment: this machine is too slow for the profile."))
+                self._trouble("The agent's voice ran dry for a moment: this machine is too slow for the profile.", "too_slow")
         if self.playout.drained() == reply.epoch:
             self._finish_reply(reply)
 
@@ -271,7 +270,7 @@ class Session(Steering):
                 self._listener.want()
             case turn.Prepare(epoch):
                 self.playout.begin(epoch)
-                manner, user_turn = self._once or self.manner, self._listener.turn
+                manner, user_turn = self._once or self._manner, self._listener.turn
                 if self._detection.kind == "manual":
                     user_turn = None  # what is being said now belongs to the next turn
                 made = Made()
@@ -396,18 +395,18 @@ class Session(Steering):
                     self._reply.user_text = text
                 messages = self.history.with_user(text)
             if line is not None:
-                await self._responder.say(epoch, line)
+                await self._responder.say(epoch, line, manner)
                 return
             await self._responder.respond(epoch, messages, manner, made)
             if made.malformed_calls:
-                self._emit(Trouble(self._now, "The language model wrote a function call that is not well-formed; it was dropped."))
+                self._trouble("The language model wrote a function call that is not well-formed; it was dropped.", "malformed_call")
         except* Exception as errors:  # a response that fails must not end the conversation
             log.warning("response %d failed", epoch, exc_info=errors)
-            self._emit(Trouble(self._now, f"A response failed: {errors.exceptions[0]}"))
+            self._trouble(f"A response failed: {errors.exceptions[0]}", "response_failed")
             self.playout.finish(epoch)
 
     async def _read(self, text: str) -> float | None:
-        return await self._responder.read(self.history.with_user(text), self.manner)
+        return await self._responder.read(self.history.with_user(text), self._manner)
 
     async def _read_ahead(self) -> None:
         """Between turns: what was heard, and now and then, when old turns were forgotten, everything that is left."""

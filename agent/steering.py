@@ -16,7 +16,7 @@ import numpy as np
 from agent.chat_template import Message
 from duplex import turn_signals as turn
 from duplex.audio import AGENT_RATE_HZ, Samples
-from duplex.events import Event, Trouble, UserTranscript
+from duplex.events import Event, Trouble, TroubleCode, UserTranscript
 from duplex.vad import VoiceActivityConfig
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from agent.listener import Listener
     from agent.parts import Parts
     from agent.reply import Ledger, Reply
-    from agent.response import Manner, Responder
+    from agent.response import Manner
     from agent.session import SessionConfig
     from agent.turn_detection import TurnDetectionConfig
     from agent.user_turn import UserTurn
@@ -40,10 +40,8 @@ class Steering:
     config: SessionConfig
     history: History
     turns: TurnTaking
-    manner: Manner
-    """How responses are given from now on; set a new one at any time."""
     _parts: Parts
-    _responder: Responder
+    _manner: Manner
     _listener: Listener
     _activity: VoiceActivity
     _detection: TurnDetectionConfig
@@ -54,6 +52,16 @@ class Steering:
     _now: int
 
     # -- settings -----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def manner(self) -> Manner:
+        """How responses are given from now on; set a new one at any time."""
+        return self._manner
+
+    @manner.setter
+    def manner(self, manner: Manner) -> None:
+        self._manner = manner
+        self._drop_prepared_unless(manner)
 
     @property
     def detection(self) -> TurnDetectionConfig:
@@ -83,7 +91,7 @@ class Steering:
         Raises ValueError when this profile's voice cannot be that speaker.
         """
         self._parts.voice.open(0, speaker)
-        self._responder.speaker = speaker
+        self.manner = replace(self._manner, speaker=speaker)
 
     # -- responses ----------------------------------------------------------------------------------------------------------------
 
@@ -105,6 +113,7 @@ class Steering:
         """Answer now, in this manner for once. Returns the response's epoch; None when one is being given, or the user is speaking."""
         if self.responding is not None:
             return None
+        self._drop_prepared_unless(manner or self._manner)
         self._once = manner
         self._receive(turn.ResponseAsked(self._now))
         self._once = None
@@ -128,7 +137,7 @@ class Steering:
             try:
                 transcript = await self._listener.recognise(window)
             except Exception as error:  # the conversation goes on without these words
-                self._emit(Trouble(self._now, f"Listening failed: {error}"))
+                self._trouble(f"Listening failed: {error}", "listening_failed")
                 return
             self.history.add("user", transcript.text, key)
             heard(transcript.text)
@@ -188,6 +197,11 @@ class Steering:
         self.history.add("user", text, ("user", user_turn.number))
         self._emit(UserTranscript(user_turn.last_voiced, text, True, user_turn.number))
 
+    def _drop_prepared_unless(self, manner: Manner) -> None:
+        """A response that was prepared, unheard, in another manner than this is not the one that is wanted."""
+        if self._reply is not None and not self._reply.manner.same(manner):
+            self._receive(turn.MannerChanged(self._now))
+
     def _keep_turn(self) -> None:
         """The turn ends here; its words are remembered and nothing is answered."""
         manual = self._detection.kind == "manual"
@@ -197,7 +211,7 @@ class Steering:
             try:
                 user_turn, text = await cut
             except Exception as error:  # the conversation goes on without these words
-                self._emit(Trouble(self._now, f"Listening failed: {error}"))
+                self._trouble(f"Listening failed: {error}", "listening_failed")
                 return
             self.remember(user_turn, text)
 
@@ -206,6 +220,9 @@ class Steering:
             self._listener.begin(self._now, 0.0)
         else:
             self._receive(turn.TurnKept(self._now))
+
+    def _trouble(self, message: str, code: TroubleCode) -> None:
+        self._emit(Trouble(self._now, message, code))
 
     def _commit(self, coroutine: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = self._start(coroutine, "commit")

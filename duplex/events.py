@@ -130,11 +130,17 @@ class Levels(Event):
     erle_db: float | None = None
 
 
+TroubleCode = Literal["too_slow", "response_failed", "listening_failed", "malformed_call", "events_dropped", "other"]
+
+
 @dataclass(frozen=True, slots=True)
 class Trouble(Event):
     """Something the user should know: too slow a machine, an underrun, a stage that failed."""
 
     message: str
+    """One sentence for somebody who sits at the machine that runs the models."""
+    code: TroubleCode = "other"
+    """What kind of thing, for a program that words it for somebody else."""
 
 
 def name_of(event: Event | type[Event]) -> str:

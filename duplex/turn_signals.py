@@ -69,6 +69,11 @@ class ResponseAsked(Signal):
 
 
 @dataclass(frozen=True, slots=True)
+class MannerChanged(Signal):
+    """The application wants responses given in another manner: one that was prepared in the old one is of no use."""
+
+
+@dataclass(frozen=True, slots=True)
 class TurnKept(Signal):
     """The application took the user's words and wants no response to them."""
 

@@ -22,6 +22,7 @@ from duplex.turn_signals import (
     Duck,
     ForResponse,
     Hold,
+    MannerChanged,
     NoteBackchannel,
     NothingSaid,
     Prepare,
@@ -174,6 +175,7 @@ TABLE: tuple[Row, ...] = (
     Row("pause", Ticked, _both(_respond, _not(_prepared)), "P(respond) ≥ prepare_p, none is prepared", (Prepare,), "pause"),
     Row("pause", ResponseAsked, _prepared, "a response is prepared", (Release,), "agent"),
     Row("pause", ResponseAsked, _always, "", (Prepare, Release), "agent"),
+    Row("pause", MannerChanged, _prepared, "a response is prepared", (Discard,), "pause"),
     Row("pause", CancelAsked, _prepared, "a response is prepared", (Discard, DropTurn), "quiet"),
     Row("agent", NothingSaid, _not(_audible), "nothing of it was heard", (Discard, DropTurn), "quiet"),
     Row(

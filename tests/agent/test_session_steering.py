@@ -136,6 +136,50 @@ def test_one_response_may_be_given_in_another_manner() -> None:
     assert float(np.abs(stage.user.tracks()[1]).max()) > 0.1
 
 
+def in_the_pause(act: Callable[[Stage], None]) -> Stage:
+    """`act` is called when a response to the user's words is prepared, unheard, in the pause after them."""
+
+    async def wait(stage: Stage) -> None:
+        stage.session.detection = TurnDetectionConfig("silence", silence_s=3.0)  # prepared after half of it
+        while stage.session.turns.current is None:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.4)
+        assert stage.session.turns.floor == "pause" and len(stage.thinker.seen) == 1
+        act(stage)
+        await stage.until(ResponseEnded)
+
+    return play([Line("Tell me a story.")], ["One."], wait)
+
+
+def test_a_response_asked_for_in_a_pause_is_given_in_the_manner_that_was_asked_for() -> None:
+    def act(stage: Stage) -> None:
+        pirate = replace(stage.session.manner, system_prompt="You are a pirate.", spoken=False)
+        assert stage.session.respond(pirate) is not None
+        assert len(stage.of(SpeculationDiscarded)) == 1
+
+    stage = in_the_pause(act)
+    assert stage.thinker.prompts[1:] == ["You are a pirate."]
+    assert stage.history() == [("user", "Tell me a story."), ("assistant", "One.")]
+    assert float(np.abs(stage.user.tracks()[1]).max()) == 0.0
+
+
+def test_a_response_asked_for_in_a_pause_is_the_one_that_was_prepared_if_nothing_else_is_wanted() -> None:
+    stage = in_the_pause(lambda stage: bool(stage.session.respond(replace(stage.session.manner))))
+    assert len(stage.thinker.prompts) == 1 and stage.of(SpeculationDiscarded) == []
+
+
+def test_a_new_manner_in_a_pause_holds_for_the_answer_to_it() -> None:
+    def act(stage: Stage) -> None:
+        stage.session.manner = replace(stage.session.manner, system_prompt="You are a pirate.")
+        stage.session.change_voice(880.0)
+
+    stage = in_the_pause(act)
+    assert stage.thinker.prompts[-1] == "You are a pirate."
+    sound = stage.user.tracks()[1]
+    assert float(np.abs(np.fft.rfft(sound)).argmax()) * 24_000 / len(sound) == pytest.approx(880, abs=5)
+    assert stage.history() == [("user", "Tell me a story."), ("assistant", "One.")]
+
+
 def test_without_turn_detection_nothing_is_answered_until_it_is_asked_for() -> None:
     async def act(stage: Stage) -> None:
         session = stage.session
