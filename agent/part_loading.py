@@ -98,6 +98,9 @@ class Loader:
         self.device, self.dtype = self.runtime.torch_device(), self.runtime.torch_dtype()
         if self.device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # it would move the vocoder's pitch by a thousandth, and saves next to nothing
+            torch.backends.cuda.enable_cudnn_sdp(
+                False
+            )  # it plans anew for each length of the past, which takes longer than it saves
         if profile.input != "bridge":
             raise ConfigError(f"{profile.file}: input: projector has no trained weights yet; use input: bridge.")
         if profile.output != "bridge" and (profile.weights or profile.decoder == "vits"):

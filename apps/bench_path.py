@@ -90,6 +90,7 @@ def run_path(profile: Profile, parts: Parts, args: argparse.Namespace) -> Iterat
                     firsts += [turn.first_s for turn in turns]
                     work, sound = work + took, sound + sum(turn.seconds for turn in turns)
                     last_s = max(time.monotonic() - one, 0.0 if again else 1e-3)
+                turns.clear()  # so that their room is free for the next
                 if repeat and time.monotonic() > deadline:
                     break
             first = f"{np.median(firsts):.3f}, {max(firsts):.3f}"

@@ -77,6 +77,7 @@ class SharedFlow:
         if getattr(flow.config, "window", 0):
             raise ValueError("a flow with a window forgets as it goes; it needs no room for its past")
         self.flow = flow
+        codes = -(-codes // 32) * 32  # attention likes its rows aligned
         self.slots = FlowSlots(flow, replies, codes)
         weight = flow.encoder_proj.weight
         self.device = weight.device

@@ -57,9 +57,11 @@ def nucleus(probabilities: Tensor, top_p: float, top_k: int) -> Tensor:
     An id belongs to it while those before it add up to less than top_p, and it is one of the first top_k.
     """
     k = min(top_k, probabilities.numel())
-    least = probabilities.topk(k).values[-1]
-    ids = (probabilities >= least).nonzero()[:, 0]  # [k, or more where the last place is shared], by id
-    ids = ids[probabilities[ids].argsort(descending=True, stable=True)][:k]
+    best, ids = probabilities.topk(min(k + 1, probabilities.numel()))
+    ids = ids[:k]
+    if bool((best[1:] == best[:-1]).any()):  # equals: which of them, and in what order, is not topk's to say
+        ids = (probabilities >= best[k - 1]).nonzero()[:, 0]  # [k, or more where the last place is shared], by id
+        ids = ids[probabilities[ids].argsort(descending=True, stable=True)][:k]
     before = probabilities[ids].cumsum(0)[:-1]
     return ids[: 1 + int((before < top_p).sum())]
 
