@@ -58,8 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         kind = kinds.add_parser(name, help=about, description=about)
         left = argparse.SUPPRESS  # what was said before the name holds
         _add_common(kind, profile=left, set=left, out=left)
-        if name != USUAL:
-            arguments(kind)
+        arguments(kind)
+        if name == USUAL:  # its arguments may stand before its name as well, and hold then
+            for action in kind._actions:
+                action.default = left
 
 
 def _add_common(parser: argparse.ArgumentParser, **usual: Any) -> None:
