@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -207,16 +208,21 @@ class SpeechTokenizer(nn.Module):
 
 def quantize(raw: Tensor) -> tuple[Tensor, Tensor]:
     """Unbounded [..., 5] -> (values in -1 to 1, rounded forwards and smooth backwards; digits uint8)."""
-    top = torch.tensor(LEVELS, device=raw.device) - 1
+    top = per_digit([levels - 1 for levels in LEVELS], raw.device)
     bounded = raw.float().tanh()
     digits = ((bounded + 1) / 2 * top).round()
     unit = digits * 2 / top - 1
     return bounded + (unit - bounded).detach(), digits.detach().to(torch.uint8)
 
 
+def per_digit(values: Sequence[float], device: torch.device) -> Tensor:
+    """[5] fp32, made on the device, so that a GPU need not be waited for."""
+    return torch.cat([torch.full((1,), float(value), device=device) for value in values])
+
+
 def digits_to_unit(digits: Tensor) -> Tensor:
     """Digits [..., 5] -> values [..., 5] evenly spaced in -1 to 1."""
-    return digits.float() * 2 / (torch.tensor(LEVELS, device=digits.device) - 1) - 1
+    return digits.float() * 2 / per_digit([levels - 1 for levels in LEVELS], digits.device) - 1
 
 
 def digits_to_index(digits: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from decoders.speech_tokenizer import (
     SpeechTokenizerConfig,
     digits_to_index,
     digits_to_unit,
+    per_digit,
     quantize,
 )
 from decoders.vits_net import VITS_RATE_HZ, VitsNet
@@ -295,7 +296,7 @@ def spread(raw: Tensor) -> Tensor:
     centred = z - mean
     covariance = centred.T @ centred / len(z)
     variance = covariance.diagonal()
-    even = torch.tensor([(levels + 1) / (levels - 1) / 3 for levels in LEVELS], device=raw.device)
+    even = per_digit([(levels + 1) / (levels - 1) / 3 for levels in LEVELS], raw.device)
     correlation = covariance / (variance[:, None] * variance[None, :] + 1e-6).sqrt()
     shared = (correlation - torch.diag(correlation.diagonal())).square().sum() / 2
     return mean.square().sum() + (variance / even - 1).square().sum() + shared
