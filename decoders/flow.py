@@ -36,14 +36,20 @@ class FlowConfig:
 
     vocabulary: int = 6561
     """Speech codes it knows, 0 to one less."""
+    levels: tuple[int, ...] = ()
+    """Levels of each digit of a code, the first digit counting ones; a code is then embedded as the sum of its digits. Empty: as one."""
     mel: int = 80
     """Bands of a frame (or channels of a latent)."""
     ratio: int = 2
     """Frames per code."""
     speaker: int = 192
     """Width of the speaker's vector; 0 for a flow that has one speaker."""
+    prompted: bool = True
+    """Whether known frames, a voice prompt's, are an input; a flow that has one speaker may do without."""
     chunk: int = 25
-    """Codes that are computed together and see each other; codes see all chunks before theirs, never one after."""
+    """Codes that are computed together and see each other; codes see the chunks before theirs, never one after."""
+    window: int = 0
+    """Codes before its chunk that a code sees by attention, so that a step costs the same however long the reply is; 0 for all."""
     steps: int = 10
     """Steps of the solver; fewer are faster and rougher."""
     guidance: float = 0.7
@@ -63,8 +69,13 @@ class FlowConfig:
         for name in ("vocabulary", "mel", "ratio", "chunk", "steps", "max_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"flow.{name} must be at least 1, not {getattr(self, name)}")
-        if self.speaker < 0:
-            raise ValueError(f"flow.speaker must be at least 0, not {self.speaker}")
+        for name in ("speaker", "window"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"flow.{name} must be at least 0, not {getattr(self, name)}")
+        if self.levels and math.prod(self.levels) != self.vocabulary:
+            raise ValueError(
+                f"flow.levels {list(self.levels)} make {math.prod(self.levels)} codes, not flow.vocabulary {self.vocabulary}"
+            )
         if not 0.0 <= self.guidance <= 10.0:
             raise ValueError(f"flow.guidance must be in 0 to 10, not {self.guidance}")
 
@@ -76,12 +87,13 @@ class FlowConfig:
     @property
     def inputs(self) -> int:
         """Input channels of the estimator: noisy frames, encoded codes, speaker, known frames."""
-        return (4 if self.speaker else 3) * self.mel
+        return (2 + self.prompted + bool(self.speaker)) * self.mel
 
 
 def cache_bytes(config: FlowConfig, frames: int, dtype: torch.dtype = torch.float32, steps: int | None = None) -> int:
     """Bytes of keys and values for `frames` frames, prompt included; buffers hold up to a quarter more."""
     encoder, estimator = config.encoder, config.estimator
+    frames = min(frames, config.window * config.ratio) if config.window else frames
     per_moment = config.rows * (estimator.mid_stages + 2) * estimator.blocks * estimator.heads * estimator.head_width
     numbers = (steps or config.steps) * per_moment * frames
     numbers += encoder.width * (encoder.up_blocks * frames + encoder.blocks * frames // config.ratio)
@@ -159,7 +171,7 @@ class FlowDecoder(nn.Module):
             given = torch.cat((given, torch.zeros_like(given)))  # [2, n, I - M]
         x = fixed_noise(config.mel, config.max_frames, config.noise_seed)[start : start + n].to(given.device).unsqueeze(0)
         times = moments(steps)
-        shifts = self.estimator.shifts(times[:-1].to(given.device))
+        shifts = self.estimator.shifts(times[:-1].to(given.device), times.diff().to(given.device))
         for step, length in enumerate(times.diff().tolist()):
             inputs = torch.cat((x.to(given.dtype).expand(len(given), -1, -1), given), dim=2)  # [rows, n, I]
             moment = [shift[step : step + 1] for shift in shifts]
@@ -170,13 +182,31 @@ class FlowDecoder(nn.Module):
         return x[0]
 
 
+class DigitEmbedding(nn.Module):
+    """A code as the sum of what its digits mean; the first digit counts ones, the next what is carried, as `FlowConfig.levels` says."""
+
+    def __init__(self, levels: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.levels = levels
+        self.weight = nn.Parameter(torch.randn(sum(levels), width) / math.sqrt(len(levels)))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """[B, n] int64 -> [B, n, C]."""
+        rows, before = [], 0
+        for level in self.levels:
+            rows.append(codes % level + before)
+            codes, before = codes // level, before + level
+        return F.embedding(torch.stack(rows, dim=-1), self.weight).sum(dim=-2)
+
+
 class Flow(nn.Module):
     """Codes, a voice prompt and a speaker to mel frames."""
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
         self.config = config
-        self.input_embedding = nn.Embedding(config.vocabulary, config.encoder.width)
+        width = config.encoder.width
+        self.input_embedding = DigitEmbedding(config.levels, width) if config.levels else nn.Embedding(config.vocabulary, width)
         if config.speaker:
             self.spk_embed_affine_layer = nn.Linear(config.speaker, config.mel)
         self.encoder = FlowEncoder(config.encoder, config.ratio)
@@ -206,6 +236,8 @@ class Flow(nn.Module):
         prompt_codes = self._checked(prompt_codes)
         if prompt_mel.ndim != 2 or prompt_mel.shape[1] != config.mel:
             raise ValueError(f"the prompt's mel must be [frames, {config.mel}], not {list(prompt_mel.shape)}")
+        if len(prompt_codes) and not config.prompted:
+            raise ValueError("this flow takes no voice prompt; give an empty one")
         if len(prompt_mel) != config.ratio * len(prompt_codes):
             raise ValueError(
                 f"the prompt has {len(prompt_mel)} mel frames for {len(prompt_codes)} codes; cut both so that there are "
@@ -225,7 +257,10 @@ class Flow(nn.Module):
         )
         self._check_length(len(prompt_codes))
         if config.cached if cached is None else cached:
-            state.memory = FlowMemory(self.encoder.memory(), [self.decoder.estimator.memory() for _ in range(steps)])
+            window = config.window * config.ratio
+            state.memory = FlowMemory(
+                self.encoder.memory(config.window), [self.decoder.estimator.memory(window) for _ in range(steps)]
+            )
             self._advance(state, final=False, chunk=config.chunk)
         return state
 
@@ -260,13 +295,23 @@ class Flow(nn.Module):
         """Codes [B, n], and those looked at [B, <= L], to what the frames should be on average [B, n * R, M]. As `FlowEncoder`."""
         embedded = self.input_embedding(codes)  # [B, n, C]
         seen = None if ahead is None else self.input_embedding(ahead)
-        return self.encoder_proj(self.encoder(embedded, seen, start=start, chunk=chunk, kept=kept, memory=memory))
+        window = self.config.window
+        return self.encoder_proj(self.encoder(embedded, seen, start=start, chunk=chunk, window=window, kept=kept, memory=memory))
 
     def conditions(self, mean: Tensor, speaker: Tensor | None, known: Tensor) -> Tensor:
         """Encoded codes [B, t, M], projected speakers [B, M] and known frames [B, t, M], side by side: [B, t, I - M]."""
-        if speaker is None:
-            return torch.cat((mean, known), dim=2)
-        return torch.cat((mean, speaker.unsqueeze(1).expand(-1, mean.shape[1], -1), known), dim=2)
+        parts = [mean]
+        if speaker is not None:
+            parts.append(speaker.unsqueeze(1).expand(-1, mean.shape[1], -1))
+        if self.config.prompted:
+            parts.append(known)
+        return torch.cat(parts, dim=2)
+
+    def mask(self, start: int, n: int, chunk: int | None, kept: Tensor | None = None, first: int = 0) -> Tensor | None:
+        """`attention_mask` of frames for a chunk in codes."""
+        ratio, device = self.config.ratio, self.encoder_proj.weight.device
+        frames = None if chunk is None else chunk * ratio
+        return attention_mask(start, n, frames, kept, device, window=self.config.window * ratio, first=first)
 
     def speakers(self, vectors: Tensor) -> Tensor:
         """Vectors [B, S] to projected speakers [B, M]."""
@@ -301,7 +346,8 @@ class Flow(nn.Module):
         prompt = state.prompt_mel[start : start + n].to(mean.dtype)
         known = F.pad(prompt, (0, 0, 0, n - len(prompt))).unsqueeze(0)  # [1, n, M]
         given = self.conditions(mean, state.speaker, known)
-        mask = attention_mask(start, n, None if chunk is None else chunk * config.ratio, device=device)
+        first = max(start - config.window * config.ratio, 0) if memory and config.window else 0
+        mask = self.mask(start, n, chunk, first=first)
         return self.decoder(given, state.steps, start, mask, memory.estimator if memory else None)
 
     def _checked(self, codes: Tensor) -> Tensor:

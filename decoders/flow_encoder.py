@@ -219,11 +219,12 @@ class FlowEncoder(nn.Module):
         self.up_encoders = nn.ModuleList(EncoderLayer(config) for _ in range(config.up_blocks))
         self.after_norm = nn.LayerNorm(config.width)
 
-    def memory(self) -> EncoderMemory:
-        """Memory of a sequence that has not begun."""
+    def memory(self, window: int = 0) -> EncoderMemory:
+        """Memory of a sequence that has not begun. window: as in `forward`."""
         config = self.config
         return EncoderMemory(
-            layers=[KeyValues() for _ in range(config.blocks)], up_layers=[KeyValues() for _ in range(config.up_blocks)]
+            layers=[KeyValues(most=window) for _ in range(config.blocks)],
+            up_layers=[KeyValues(most=window * self.ratio) for _ in range(config.up_blocks)],
         )
 
     def forward(
@@ -233,6 +234,7 @@ class FlowEncoder(nn.Module):
         *,
         start: int = 0,
         chunk: int | None = None,
+        window: int = 0,
         kept: Tensor | None = None,
         memory: EncoderMemory | None = None,
     ) -> Tensor:
@@ -240,7 +242,8 @@ class FlowEncoder(nn.Module):
 
         ahead: [B, <= L, C], embedded codes that follow and are only looked at; where there are none the sequence ends. start: position
         of the first code; more than 0 needs the `memory` of those before. chunk: codes of a block of the chunk mask; None is full
-        attention. kept: [B, n], False where a row is padded at its end (start 0 only).
+        attention. window: codes before its chunk that a code sees, 0 for all. kept: [B, n], False where a row is padded at its end
+        (start 0 only).
         """
         assert start == 0 or (memory is not None and kept is None), "a later step needs the memory of the earlier ones"
         n = x.shape[1]
@@ -249,19 +252,28 @@ class FlowEncoder(nn.Module):
         if kept is not None:
             x = x * kept.unsqueeze(2)  # so that the end of a padded row looks ahead to zeros, as the end of a whole row does
         x = self.pre_lookahead_layer(x, ahead, memory.ahead if memory else None)
-        x = self._run(self.encoders, x, start, chunk, kept, memory.layers if memory else None)
+        x = self._run(self.encoders, x, start, chunk, window, kept, memory.layers if memory else None)
         x = self.up_embed(self.up_layer(x, memory.up if memory else None))  # [B, n * R, C]
         assert x.shape[1] == n * self.ratio
         up_kept = None if kept is None else kept.repeat_interleave(self.ratio, dim=1)
         up_chunk = None if chunk is None else chunk * self.ratio
-        x = self._run(self.up_encoders, x, start * self.ratio, up_chunk, up_kept, memory.up_layers if memory else None)
+        up_memory = memory.up_layers if memory else None
+        x = self._run(self.up_encoders, x, start * self.ratio, up_chunk, window * self.ratio, up_kept, up_memory)
         return self.after_norm(x)
 
     def _run(
-        self, layers: nn.ModuleList, x: Tensor, start: int, chunk: int | None, kept: Tensor | None, memory: list[KeyValues] | None
+        self,
+        layers: nn.ModuleList,
+        x: Tensor,
+        start: int,
+        chunk: int | None,
+        window: int,
+        kept: Tensor | None,
+        memory: list[KeyValues] | None,
     ) -> Tensor:
-        at = places(start, x.shape[1], self.config.width, x)
-        mask = attention_mask(start, x.shape[1], chunk, kept, x.device)
+        first = start - memory[0].length if memory else 0  # the oldest position that is still seen; only distances matter
+        at = places(start - first, x.shape[1], self.config.width, x)
+        mask = attention_mask(start, x.shape[1], chunk, kept, x.device, window=window, first=first)
         for index, layer in enumerate(layers):
             x = layer(x, at, mask, memory[index] if memory else None)
         return x

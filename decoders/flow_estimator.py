@@ -35,6 +35,8 @@ class FlowEstimatorConfig:
     """Attention heads."""
     head_width: int = 64
     """Channels of a head; heads times this may differ from `channels`."""
+    spans: bool = False
+    """Whether the length of a step is an input beside its moment: a flow of few steps answers with the mean direction over it."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "heads", "head_width"):
@@ -218,6 +220,10 @@ class FlowEstimator(nn.Module):
         self.config = config
         channels = config.channels
         self.time_mlp = TimeEmbedding(inputs, 4 * channels)
+        if config.spans:
+            self.span_mlp = TimeEmbedding(inputs, 4 * channels)
+            nn.init.zeros_(self.span_mlp.linear_2.weight)  # a flow that has learnt directions only goes on as it was
+            nn.init.zeros_(self.span_mlp.linear_2.bias)
         self.down_blocks = nn.ModuleList([Stage(config, inputs, joined=True)])
         self.mid_blocks = nn.ModuleList(Stage(config, channels, joined=False) for _ in range(config.mid_stages))
         self.up_blocks = nn.ModuleList([Stage(config, 2 * channels, joined=True)])
@@ -229,13 +235,17 @@ class FlowEstimator(nn.Module):
         """All stages in the order in which they run."""
         return [stage for stage in (*self.down_blocks, *self.mid_blocks, *self.up_blocks) if isinstance(stage, Stage)]
 
-    def memory(self) -> EstimatorMemory:
-        """Memory of a sequence that has not begun, for one moment of the solver."""
-        return EstimatorMemory([StageMemory(blocks=[KeyValues() for _ in range(self.config.blocks)]) for _ in self.stages])
+    def memory(self, window: int = 0) -> EstimatorMemory:
+        """Memory of a sequence that has not begun, for one moment of the solver. window: frames kept for attention, 0 for all."""
+        return EstimatorMemory(
+            [StageMemory(blocks=[KeyValues(most=window) for _ in range(self.config.blocks)]) for _ in self.stages]
+        )
 
-    def shifts(self, t: Tensor) -> list[Tensor]:
-        """What each stage adds at moments t [B]: [B, 1, C] per stage."""
+    def shifts(self, t: Tensor, spans: Tensor | None = None) -> list[Tensor]:
+        """What each stage adds at moments t [B], for steps as long as spans [B] (None: of no length): [B, 1, C] per stage."""
         time = self.time_mlp(t)
+        if self.config.spans:
+            time = time + self.span_mlp(torch.zeros_like(t) if spans is None else spans)
         return [stage[0].mlp(time).unsqueeze(1) for stage in self.stages]  # type: ignore[operator]
 
     def forward(

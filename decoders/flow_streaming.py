@@ -3,7 +3,7 @@
 Notable: both memories are append-only and hold nothing but what the network itself computed, so a network that runs over a sequence
 in pieces gives what it gives in one go. A fork shares what is there at no cost: keys and values are copied when the fork first adds
 to them. Attention is block-causal on an absolute grid: a position sees its whole chunk and everything before it, so what was
-computed for a complete chunk never changes.
+computed for a complete chunk never changes. With a window it sees its chunk and that many positions before it; older ones are forgotten.
 
 Shapes: B rows, n positions now, m positions in all, C channels, h heads, d head width, k kernel.
 """
@@ -39,9 +39,20 @@ class KeyValues:
     """[B, h, capacity, d]"""
     length: int = 0
     """Positions in use; rows at and after it are meaningless."""
+    most: int = 0
+    """Newest positions that are kept from one step to the next; 0 for all."""
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add [B, h, n, d] each; returns all so far, [B, h, m, d] each."""
+        """Add [B, h, n, d] each; returns all that are kept and these, [B, h, m, d] each."""
+        if self.most:
+            if self.keys is not None and self.values is not None:
+                keys, values = torch.cat((self.keys, keys), dim=2), torch.cat((self.values, values), dim=2)
+            self.keys, self.values = (
+                keys[:, :, -self.most :],
+                values[:, :, -self.most :],
+            )  # replaced, never written, so a fork shares them
+            self.length = self.keys.shape[2]
+            return keys, values
         start, self.length = self.length, self.length + keys.shape[2]
         if self.keys is None or self.values is None or self.length > self.keys.shape[2]:
             capacity = self.length + self.length // 4
@@ -54,8 +65,8 @@ class KeyValues:
     def fork(self) -> KeyValues:
         """A memory with the same content. Its buffers have no room left, so its first `extend` moves it to buffers of its own."""
         if self.keys is None or self.values is None:
-            return KeyValues()
-        return KeyValues(self.keys[:, :, : self.length], self.values[:, :, : self.length], self.length)
+            return KeyValues(most=self.most)
+        return KeyValues(self.keys[:, :, : self.length], self.values[:, :, : self.length], self.length, self.most)
 
 
 def _grown(old: Tensor | None, new: Tensor, length: int, capacity: int) -> Tensor:
@@ -87,18 +98,29 @@ def windowed(conv: nn.Conv1d, x: Tensor) -> Tensor:
 
 
 def attention_mask(
-    start: int, n: int, chunk: int | None, kept: Tensor | None = None, device: torch.device | None = None
+    start: int,
+    n: int,
+    chunk: int | None,
+    kept: Tensor | None = None,
+    device: torch.device | None = None,
+    *,
+    window: int = 0,
+    first: int = 0,
 ) -> Tensor | None:
-    """Which keys (0 .. start + n) each query (start .. start + n) sees, True for those it does: [n, m], or [B, 1, n, m] with `kept`.
+    """Which keys (first .. start + n) each query (start .. start + n) sees, True for those it does: [n, m], or [B, 1, n, m] with `kept`.
 
-    chunk: positions of a block on the absolute grid; None means that all see all. kept: [B, m], False where a row is padding.
-    None is returned where nothing is hidden, which is the case in every step of a single chunk.
+    chunk: positions of a block on the absolute grid; None means that all see all. window: positions before its chunk that a query sees;
+    0 for all. kept: [B, m], False where a row is padding. None is returned where nothing is hidden, which is the case in every step of
+    a single chunk that begins at its beginning.
     """
     mask = None
-    if chunk is not None and n and start // chunk != (start + n - 1) // chunk:
-        query = torch.arange(start, start + n, device=device)
-        key = torch.arange(start + n, device=device)
-        mask = key < (query // chunk + 1).unsqueeze(1) * chunk  # [n, m]
+    one = chunk is None or start // chunk == (start + n - 1) // chunk
+    if chunk is not None and n and not (one and (not window or first >= start // chunk * chunk - window)):
+        begins = torch.arange(start, start + n, device=device) // chunk * chunk  # [n], where each query's chunk begins
+        key = torch.arange(first, start + n, device=device)
+        mask = key < (begins + chunk).unsqueeze(1)  # [n, m]
+        if window:
+            mask &= key >= (begins - window).unsqueeze(1)
     if kept is not None:
         rows = kept[:, None, None, :]  # [B, 1, 1, m]
         mask = rows.expand(-1, 1, n, -1) if mask is None else mask & rows

@@ -3,6 +3,9 @@
 Notable: every random choice is drawn before the pass (`FlowDraws`), so a loss can be computed again, number for number. Half the steps
 use the chunk mask and half full attention, so one network serves both; known frames are a random beginning, as a voice prompt is.
 
+`speech_loss` is the form for a flow of one voice without prompts or guidance: the encoder's mean is taught as well, by its distance to the
+frames, so that the mean alone is already speech.
+
 Source: Lipman et al. 2023, "Flow Matching for Generative Modeling"; proportions are CosyVoice2's.
 
 Shapes: B rows, n codes, t = n * R frames, M mel bands, S width of a speaker's vector.
@@ -17,7 +20,7 @@ import torch
 from torch import Tensor
 
 from decoders.flow import Flow, FlowConfig
-from decoders.flow_streaming import attention_mask
+from decoders.flow_speech import Crops
 
 SIGMA = 1e-6
 """Deviation that is left at the end of the path."""
@@ -83,7 +86,7 @@ def draw(config: FlowTrainingConfig, batch: FlowBatch, generator: torch.Generato
     rows, device = len(batch.codes), batch.mel.device
     ratio = batch.mel.shape[1] // batch.codes.shape[1]
     noise = torch.randn(batch.mel.shape, generator=generator)
-    moments = 1.0 - torch.cos(torch.rand(rows, generator=generator) * (0.5 * math.pi))
+    moments = cosine_moments(rows, generator)
     conditioned = torch.rand(rows, generator=generator) >= config.unconditioned
     share = torch.rand(rows, generator=generator) * config.most_known
     prompted = torch.rand(rows, generator=generator) < config.prompted
@@ -125,14 +128,47 @@ def direction_loss(
     conditioned: Tensor,
     *,
     chunk: int | None,
+    counted: Tensor | None = None,
 ) -> Tensor:
-    """The loss of given conditions: mel, mean, known, noise [B, t, M], kept [B, t] bool, speakers [B, M] projected, the rest [B]."""
+    """The loss of given conditions: mel, mean, known, noise [B, t, M], kept [B, t] bool, speakers [B, M] projected, the rest [B].
+
+    counted: [B, t] bool, frames whose error counts, if not all that are kept.
+    """
     at = moments[:, None, None]  # [B, 1, 1]
     point = (1.0 - (1.0 - SIGMA) * at) * noise + at * mel
     target = mel - (1.0 - SIGMA) * noise
     given = flow.conditions(mean, speakers, known) * conditioned[:, None, None]
-    mask = attention_mask(0, mel.shape[1], None if chunk is None else chunk * flow.config.ratio, kept, mel.device)
+    mask = flow.mask(0, mel.shape[1], chunk, kept)
     estimator = flow.decoder.estimator
     direction = estimator(torch.cat((point, given), dim=2), estimator.shifts(moments), mask)
-    wrong = (direction - target).square() * kept.unsqueeze(2)
-    return wrong.sum() / (kept.sum() * mel.shape[2])
+    return counted_mean((direction - target).square(), kept if counted is None else counted)
+
+
+def counted_mean(values: Tensor, counted: Tensor) -> Tensor:
+    """The mean of values [B, t, M] over the frames that are counted, [B, t] bool."""
+    return (values * counted.unsqueeze(2)).sum() / (counted.sum() * values.shape[2])
+
+
+def speech_loss(flow: Flow, crops: Crops, noise: Tensor, moments: Tensor, *, chunked: bool) -> tuple[Tensor, Tensor]:
+    """Of crops of one voice: (mean squared error of the direction, mean distance of the encoder's mean), scalars with gradients.
+
+    noise: [B, t, M] standard normal; moments: [B] in [0, 1). chunked: whether the chunk mask is on.
+    """
+    config = flow.config
+    chunk = config.chunk if chunked else None
+    kept = crops.kept()
+    mean = flow.encode(crops.codes, chunk=chunk, kept=kept)
+    frames = kept.repeat_interleave(config.ratio, dim=1)  # [B, t]
+    counted = crops.counted(config.encoder.lookahead).repeat_interleave(config.ratio, dim=1)
+    prior = counted_mean((mean.float() - crops.frames).abs(), counted)
+    everything = torch.ones_like(moments, dtype=torch.bool)
+    nothing = torch.zeros_like(crops.frames)
+    direction = direction_loss(
+        flow, crops.frames, frames, mean, None, nothing, noise, moments, everything, chunk=chunk, counted=counted
+    )
+    return direction, prior
+
+
+def cosine_moments(rows: int, generator: torch.Generator) -> Tensor:
+    """[rows] random moments as dense as the solver's steps are, on the generator's device."""
+    return 1.0 - torch.cos(torch.rand(rows, generator=generator, device=generator.device) * (0.5 * math.pi))
