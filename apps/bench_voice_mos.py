@@ -3,8 +3,8 @@
 Notable: only the published graph is used, with its package's (`speechmos`) rules around it: a sound is repeated until it fills a window of
 9.01 s, a longer one is judged in several windows and averaged, and each raw figure goes through a fitted polynomial. Two things are done
 more cheaply, because a window costs a second of an old core: a repeated sound is judged once (the package judges every second of the
-repetition as well), and a long one every three seconds instead of every second. The package itself would bring librosa and half a minute
-of compiling.
+repetition as well), and a long one every three seconds instead of every second; single figures move by up to 0.05. The package itself
+would bring librosa and half a minute of compiling.
 
 Reddy et al. 2022, "DNSMOS P.835: A Non-Intrusive Perceptual Objective Speech Quality Metric to Evaluate Noise Suppressors".
 """

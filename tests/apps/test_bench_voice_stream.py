@@ -13,6 +13,7 @@ import pytest
 from agent.build import build_parts
 from agent.parts import Parts
 from agent.profiles import load_profile
+from apps.bench_voice_clock import joins_told, starts, steady_line
 from apps.bench_voice_stream import chunked, clicks, elsewhere, spectral_steps, start, steady
 from decoders.voice import Speech
 from duplex.audio import AGENT_RATE_HZ, Samples
@@ -118,3 +119,14 @@ def test_a_click_is_heard_where_it_is() -> None:
     torn[12_000:] += 0.1
     assert clicks(torn, [12_000])[0] > 3 * clicks(tone, [12_000])[0]
     assert clicks(torn, [6_000])[0] < 4
+
+
+def test_the_report_says_it_in_words(parts: Parts) -> None:
+    thoughts = [(list(range(20)), None)] * 2
+    assert starts("a voice", Timed(after=10), thoughts, 5, 1).startswith(
+        "a voice, 1 thread: first sound after 10 LLM tokens (most 10)"
+    )
+    told = joins_told("a voice", [noise(48_000)], [[9_600, 19_200]])
+    assert told.startswith("a voice: spectral step at 2 joins")
+    assert "none was found" in joins_told("a voice", [np.zeros(48_000, np.float32)], [[9_600]])
+    assert "0 underruns" in steady_line("a voice", Timed(), parts, "Talk.", thoughts[0], 5)
