@@ -124,4 +124,6 @@ def attention_mask(
     if kept is not None:
         rows = kept[:, None, None, :]  # [B, 1, 1, m]
         mask = rows.expand(-1, 1, n, -1) if mask is None else mask & rows
+        if window:
+            mask = mask | ~kept[:, None, -n:, None]  # padding far behind its row would see nothing, and nothing is no number
     return mask

@@ -59,3 +59,38 @@ def test_padding_is_hidden_from_all() -> None:
         assert not mask[0, :, :, 2].any()
     mask = attention_mask(0, 3, 2, kept)
     assert mask is not None and mask[1, 0].tolist() == [[True, True, False]] * 2 + [[True, True, True]]
+
+
+def test_a_window_hides_what_is_older() -> None:
+    mask = attention_mask(0, 6, 2, window=2)
+    assert mask is not None
+    assert [row.nonzero().flatten().tolist() for row in mask] == [
+        [0, 1],
+        [0, 1],
+        [0, 1, 2, 3],
+        [0, 1, 2, 3],
+        [2, 3, 4, 5],
+        [2, 3, 4, 5],
+    ]
+    assert attention_mask(4, 2, 2, window=2, first=2) is None  # a step that kept just that much
+    later = attention_mask(4, 4, 2, window=2, first=2)
+    assert later is not None and torch.equal(later, attention_mask(0, 8, 2, window=2)[4:, 2:])  # type: ignore[index]
+
+
+def test_padding_far_behind_its_row_still_sees_something() -> None:
+    kept = torch.tensor([[True] * 2 + [False] * 8, [True] * 10])
+    mask = attention_mask(0, 10, 2, kept, window=2)
+    assert mask is not None and bool(mask.any(3).all())
+    assert not mask[0, 0, :2, 2:].any() and torch.equal(mask[1, 0], attention_mask(0, 10, 2, window=2))  # type: ignore[arg-type]
+
+
+def test_a_memory_with_a_window_keeps_the_newest() -> None:
+    kept = KeyValues(most=3)
+    rows = torch.arange(24.0).reshape(1, 1, 12, 2)
+    for begin in range(0, 12, 2):
+        keys, values = kept.extend(rows[:, :, begin : begin + 2], -rows[:, :, begin : begin + 2])
+        assert torch.equal(keys, rows[:, :, max(begin - 3, 0) : begin + 2]) and torch.equal(values, -keys)
+    assert kept.length == 3
+    other = kept.fork()
+    other.extend(rows[:, :, :2], rows[:, :, :2])
+    assert torch.equal(kept.extend(rows[:, :, :1], rows[:, :, :1])[0], torch.cat((rows[:, :, 9:], rows[:, :, :1]), dim=2))

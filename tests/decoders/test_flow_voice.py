@@ -13,6 +13,8 @@ from torch import Tensor
 
 from decoders.flow import Flow, FlowConfig, cache_bytes
 from decoders.flow_checkpoint import tiny
+from decoders.flow_speech import Crops
+from decoders.flow_training import speech_loss
 from decoders.flow_voice import VOICE, VoiceFlow, load, save, split
 from decoders.speech_tokenizer import digits_to_index
 from duplex.errors import WeightsError
@@ -107,6 +109,21 @@ def test_another_file_is_told(tmp_path: Path) -> None:
         load(tmp_path / "flow.safetensors")
     with pytest.raises(WeightsError, match="is missing"):
         load(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_short_replies_in_a_long_batch_are_learnt_as_if_alone(chunked: bool) -> None:
+    generator = torch.Generator().manual_seed(4)
+    frames, noise = (torch.randn(2, 160, 192, generator=generator) for _ in range(2))
+    crops = Crops(speech(80).reshape(2, 40), torch.tensor([6, 40]), frames, torch.tensor([False, False]))
+    moments = torch.tensor([0.3, 0.6])
+    both = speech_loss(FLOW, crops, noise, moments, chunked=chunked)
+    short = Crops(crops.codes[:1, :6], torch.tensor([6]), frames[:1, :24], torch.tensor([False]))
+    long = Crops(crops.codes[1:], torch.tensor([40]), frames[1:], torch.tensor([False]))
+    one = speech_loss(FLOW, short, noise[:1, :24], moments[:1], chunked=chunked)
+    other = speech_loss(FLOW, long, noise[1:], moments[1:], chunked=chunked)
+    for loss, a, b in zip(both, one, other, strict=True):
+        assert float(loss) == pytest.approx((6 * float(a) + 40 * float(b)) / 46, rel=1e-4)
 
 
 def test_sizes_that_contradict_each_other_are_told() -> None:
