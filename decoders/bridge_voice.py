@@ -22,6 +22,7 @@ from decoders import text_stream
 from decoders.clauses import ClauseConfig, ClauseSplitter, ClauseState
 from decoders.normalize import Reader, Spoken, normalize
 from decoders.phonemes import Lexicon, PhonemeIds, PhonemeTable, Phonemizer
+from decoders.sound_shaping import fade_in, fade_out, level
 from decoders.text_stream import Detokenize, TextStream
 from decoders.tiny_voice import tiny_graphs, tiny_phonemes, tiny_table
 from decoders.vits import HOP, VITS_RATE_HZ, Plan, Vits, VitsConfig
@@ -191,12 +192,12 @@ class BridgeVoice:
             stop = min(frame + size, frames)
             last = stop >= spoken - 1  # the end, which is trimmed, comes in one chunk
             stop = frames if last else stop
-            sound = _level(self.vits.render(plan.latents, frame, stop)[max(start - frame * HOP, 0) :], config.gain_db)
+            sound = level(self.vits.render(plan.latents, frame, stop)[max(start - frame * HOP, 0) :], config.gain_db)
             if last:
                 sound = self._trim(sound, spoken * HOP - start - taken)
-            _fade_in(sound, taken, fade)
+            fade_in(sound, taken, fade)
             if last:
-                _fade_out(sound, fade)
+                fade_out(sound, fade)
             taken += len(sound)
             samples = np.asarray(resample.resample_chunk(sound, last=last), np.float32).reshape(-1)
             if last:
@@ -232,27 +233,3 @@ def _piece_ends(pieces: Sequence[Spoken], encoded: PhonemeIds, edges: NDArray[np
 def _agent(samples: int) -> int:
     """A count of samples at the voice's rate, at the agent's."""
     return round(samples * AGENT_RATE_HZ / VITS_RATE_HZ)
-
-
-def _level(sound: Samples, gain_db: float) -> Samples:
-    """Gain, with everything above 0.7 bent so that it stays below 1."""
-    loud: Samples = sound * np.float32(10 ** (gain_db / 20))
-    over = np.abs(loud) - np.float32(0.7)
-    return np.where(over > 0, np.sign(loud) * (0.7 + 0.28 * np.tanh(over / 0.28)), loud).astype(np.float32)
-
-
-def _fade_in(sound: Samples, at: int, length: int) -> None:
-    """Fade, in place, what of a clause's first `length` samples lies in `sound`, whose first sample is the clause's `at`."""
-    part = sound[: max(length - at, 0)]
-    part *= _ramp(np.arange(at, at + len(part)), length)
-
-
-def _fade_out(sound: Samples, length: int) -> None:
-    """Fade, in place, the last `length` samples."""
-    part = sound[max(len(sound) - length, 0) :]
-    part *= _ramp(np.arange(len(part))[::-1], length)
-
-
-def _ramp(place: NDArray[np.int64], length: int) -> NDArray[np.float32]:
-    """A raised cosine, 0 before the first sample and 1 after the last."""
-    return (0.5 - 0.5 * np.cos(np.pi * (place + 0.5) / max(length, 1))).astype(np.float32)
