@@ -77,7 +77,7 @@ class BatchWriter:
         self._ids = torch.from_numpy(blocks.ids.astype(np.int64))
         self._row = {int(token): row for row, token in enumerate(blocks.ids)}
         longest = max(map(len, beginnings)) + most_prompt + most_new
-        self.net = BatchNet(blocks, slots, -(-longest // 8) * 8, device, dtype)
+        self.net = BatchNet(blocks, slots, -(-longest // 16) * 16, device, dtype)
         self._prefixes = [(len(ids), self._prefix(ids)) for ids in beginnings]
         rows = self.net.embedding.shape[0]
         self._end = torch.zeros(rows, dtype=torch.bool, device=device)

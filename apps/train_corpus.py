@@ -23,31 +23,23 @@ import torch
 
 from agent import weight_cache
 from agent.batch_replies import BatchWriter, Prompt, Written
-from agent.build import session_config
-from agent.chat_template import Message, render_chat
-from agent.profiles import load_profile
 from agent.qwen_blocks import load_blocks
 from agent.sampling import SamplingConfig
-from agent.vocabulary import END_OF_TEXT, IM_END, QwenVocabulary
+from agent.vocabulary import QwenVocabulary
 from apps import train_corpus_reading
 from apps.train_corpus_kit import kit_folder, pack, unpack, write_embedding
+from apps.train_corpus_prompts import SAY, Prompts
 from apps.train_corpus_questions import Asked, questions, texts
 from apps.train_corpus_reading import MOST_TOKENS, Item, ItemReader
 from apps.train_corpus_shards import Entry, Shards
-from duplex.errors import ConfigError, OutputError
+from duplex.errors import ConfigError, OutputError, WeightsError
 
 SAMPLING = SamplingConfig(temperature=0.8, top_k=50, top_p=0.9)
-BLOCK = 16_384  # questions drawn together
+BLOCK = {"cuda": 16_384, "cpu": 256}  # questions drawn together
 SHARE_OF_TEXTS = 0.1
 MEGABYTES_AN_HOUR = 22.0
 TOKENS_AN_HOUR = 11_500
 TOKENS_A_SECOND = {"cuda": 60_000.0, "cpu": 15.0}
-_OTHERS = (
-    "You are a helpful assistant. Answer in one short spoken sentence.",
-    "You talk with the user by voice. Answer in two sentences, with names, places and numbers where they fit, and without lists.",
-)
-_KINDS = (0, 0, 0, 1, 2)  # how often each system prompt is used: the profile's own, then these
-_MARKUP = frozenset("`#*|_{}<>[]\\~^")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hours", type=float, default=200.0, help="speech to write, about (default: 200)")
     parser.add_argument("--minutes", type=float, default=None, help="stop after so many minutes, whatever there is")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the LLM runs")
-    parser.add_argument("--slots", type=int, default=None, help="replies written at once (default: 1536 on a GPU, 8 on a CPU)")
+    parser.add_argument("--slots", type=int, default=None, help="replies written at once (default: 2048 on a GPU, 8 on a CPU)")
     parser.add_argument("--shard", type=int, default=10_000, help="replies of a shard (default: 10000; the first two have 2500)")
     parser.add_argument("--workers", type=int, default=None, help="processes that read replies into phones")
     parser.add_argument("--seed", type=int, default=0, help="of questions and replies (default: 0)")
@@ -86,6 +78,8 @@ def run_training(args: argparse.Namespace) -> int:
     if args.dry_run:
         return 0
     until = began + args.minutes * 60 if args.minutes else float("inf")
+    if device == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # its masked attention is the one that differs most between versions
     try:
         kit = kit_folder(work)
         write_embedding(work)
@@ -117,40 +111,14 @@ class Pending:
     items: Future[list[Item | None]]
 
 
-class Prompts:
-    """Questions and texts as the LLM is given them."""
-
-    def __init__(self, kit: Path) -> None:
-        self.vocabulary = QwenVocabulary(kit / "tokenizer.json")
-        systems = (session_config(load_profile("edge")).response.system_prompt, *_OTHERS)
-        rendered = [render_chat(self.vocabulary, system, [], open_assistant=False) for system in systems]
-        self.beginnings = [[*ids, *self.after("")[0]] for ids in rendered]
-        specials = self.vocabulary.specials
-        self.ends = [specials[IM_END], specials[END_OF_TEXT]]
-        marked = [
-            i for i in range(self.vocabulary.size) if _MARKUP.intersection(self.vocabulary.token_bytes(i).decode("ascii", "ignore"))
-        ]
-        self.banned = [*marked, *(set(specials.values()) - set(self.ends))]
-
-    def after(self, question: str) -> tuple[list[int], list[int]]:
-        """What precedes a question after the system prompt, and the rest up to the opening of the reply."""
-        whole = render_chat(self.vocabulary, "", [Message("user", question)])
-        start = len(render_chat(self.vocabulary, "", [], open_assistant=False))
-        opening = 1 + len(self.vocabulary.encode("user")) + len(self.vocabulary.encode("\n"))
-        return whole[start : start + opening], whole[start + opening :]
-
-    def ask(self, question: str, number: int) -> Prompt:
-        """A question as a prompt; the system prompts take turns."""
-        return Prompt(_KINDS[number % len(_KINDS)], tuple(self.after(question)[1]))
-
-
 class Corpus:
     """One run of the command."""
 
     def __init__(self, args: argparse.Namespace, work: Path, kit: Path, device: str, until: float) -> None:
         self.args, self.work, self.kit, self.device, self.until = args, work, kit, device, until
+        self.block = BLOCK[device]
         self.shards = Shards(work, args.shard, args.seed)
-        self.prompts = Prompts(kit)
+        self.prompts = Prompts(QwenVocabulary(kit / "tokenizer.json"))
         cores = multiprocessing.cpu_count()
         workers = args.workers or max(min(cores - 4, 12), 1)
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
@@ -168,7 +136,7 @@ class Corpus:
         seeds = [
             self.args.seed * 100_000 + self.shards.count * 100 + number for number in range(100)
         ]  # one that goes on asks others
-        first = self.pool.submit(questions, BLOCK, seeds[0])
+        first = self.pool.submit(questions, self.block, seeds[0])
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
         began = time.monotonic()
         writer = BatchWriter(
@@ -177,7 +145,7 @@ class Corpus:
             self.prompts.ends,
             sampling=SAMPLING,
             banned=self.prompts.banned,
-            slots=self.args.slots or (1536 if self.device == "cuda" else 8),
+            slots=self.args.slots or (2048 if self.device == "cuda" else 8),
             most_new=MOST_TOKENS + 4,
             device=self.device,
             dtype=dtype,
@@ -199,29 +167,37 @@ class Corpus:
             if self._enough():
                 break
             asked = coming.result()
-            coming = self.pool.submit(questions, BLOCK, following)
+            coming = self.pool.submit(questions, self.block, following)
             self._say(writer, seed)
             prompts = [self.prompts.ask(one.text, number) for number, one in enumerate(asked)]
             waiting: list[Written] = []
             for written in writer.write(prompts, seed, self._enough):
                 waiting.append(written)
-                if len(waiting) >= 128:
+                if len(waiting) >= min(128, self.block // 16):
                     self._read([asked[one.prompt].text for one in waiting], waiting, reply=True)
                     waiting = []
                 if self._enough():
                     break
             self._read([asked[one.prompt].text for one in waiting], waiting, reply=True)
+            self._collect(wait=True)
+            if not self.tried and not self._enough():
+                raise WeightsError("The kit lacks tokens of these prompts; make it again (--pack) with this version.")
         self._collect(wait=True)
 
     def _say(self, writer: BatchWriter, seed: int) -> None:
         """Texts that are said as they are: the LLM is asked to say them, and its states are read along."""
-        count = round(BLOCK * 0.6 * SHARE_OF_TEXTS)
+        count = round(self.block * 0.6 * SHARE_OF_TEXTS)
         drawn = texts(count, seed)
-        pairs = [(self.prompts.ask(f"Please say: {text}", 0), self.prompts.vocabulary.encode(text)) for text in drawn]
-        waiting = [written for written in writer.read(pairs) if len(written.tokens)]
-        for at in range(0, len(waiting), 128):
-            part = waiting[at : at + 128]
-            self._read([f"Please say: {drawn[one.prompt]}" for one in part], part, reply=False)
+        pairs = [(self.prompts.ask(SAY + text, 0), self.prompts.vocabulary.encode(text)) for text in drawn]
+        waiting: list[Written] = []
+        for written in writer.read(pairs):
+            waiting.append(written)
+            if len(waiting) >= 128:
+                self._read([SAY + drawn[one.prompt] for one in waiting], waiting, reply=False)
+                waiting = []
+            if time.monotonic() > self.until:
+                break
+        self._read([SAY + drawn[one.prompt] for one in waiting], waiting, reply=False)
 
     def _read(self, asked: list[str], written: list[Written], *, reply: bool) -> None:
         jobs = [(one.tokens, one.ended, reply) for one in written]
@@ -262,6 +238,9 @@ class Corpus:
             lines.append(line)
             if len(lines) >= self.args.held_out:
                 break
+        if len(lines) < self.args.held_out:
+            print(f"only {len(lines)} held-out replies were written in time; a later run tries again", flush=True)
+            return
         for text in texts(max(self.args.held_out // 3, 1), self.args.seed, "held out"):
             lines.append(json.dumps({"kind": "hard", "question": "", "text": text}))
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -24,6 +24,7 @@ from agent import weight_cache
 from agent.qwen_blocks import load_blocks, read_blocks, save_blocks
 from agent.vocabulary import QwenVocabulary
 from agent.weight_list import load_weight_list
+from apps.train_corpus_prompts import Prompts
 from apps.train_corpus_questions import questions, texts
 from duplex.errors import WeightsError
 
@@ -71,7 +72,7 @@ def make_kit(folder: Path) -> None:
 def chosen_tokens(vocabulary: QwenVocabulary) -> list[int]:
     """The tokens of English speech: frequent words and parts of words, figures, marks, specials, and all that is asked or read here."""
     words: list[int] = []
-    chosen = set(vocabulary.specials.values())
+    chosen = set(vocabulary.specials.values()) | Prompts(vocabulary).tokens()
     for token in range(vocabulary.size):
         written = vocabulary.token_bytes(token)
         if (_LIKE_A_WORD if token < _INSIDE else _SPACED_WORD).fullmatch(written):
@@ -96,7 +97,7 @@ def pack(work: Path, folder: Path) -> list[Path]:
     with zipfile.ZipFile(archive, "w") as file:
         for path in sorted(kit.rglob("*")):
             if path.is_file():
-                kind = zipfile.ZIP_STORED if path.suffix == ".safetensors" else zipfile.ZIP_LZMA
+                kind = zipfile.ZIP_STORED if path.suffix == ".safetensors" else zipfile.ZIP_DEFLATED
                 file.write(path, path.relative_to(kit), kind)
     parts: list[Path] = []
     with archive.open("rb") as whole:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -46,6 +47,8 @@ class Shards:
         self._known: set[str] = set()
         self._openings: dict[str, int] = {}
         self.entries: list[Entry] = []
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
         self.count, self.items, self.phones = 0, 0, 0
         while (path := self._path(self.count)).exists():
             for line in path.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines():
@@ -75,31 +78,26 @@ class Shards:
             self.flush()
 
     def flush(self) -> None:
-        """Write what there is as a shard. OSError when it cannot be written."""
+        """Begin to write what there is as a shard, beside whatever goes on. OSError when the one before could not be written."""
         if not self.entries:
             return
+        self._wait()
         entries, self.entries = self.entries, []
         self._random.shuffle(entries)
-        path = self._path(self.count)
-        lines = [json.dumps({"text": entry.item.text, "question": entry.question}) for entry in entries]
-        path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        part = path.with_suffix(".part")
-        save_file(
-            {
-                **_flat("tokens", [entry.tokens for entry in entries]),
-                **_flat("phones", [entry.item.phones for entry in entries]),
-                "phone_token": np.concatenate([entry.item.phone_token for entry in entries]),
-                "hidden": np.concatenate([entry.hidden for entry in entries]),
-            },
-            part,
-        )
-        os.replace(part, path)
+        self._writing = self._writer.submit(_write, entries, self._path(self.count))
         self.count += 1
 
     def finish(self) -> None:
-        """Write the last shard and say that no more will come."""
+        """Write the last shard and say that no more will come. OSError when a shard could not be written."""
         self.flush()
+        self._wait()
+        self._writer.shutdown()
         (self.folder / "DONE").touch()
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:03}.safetensors"
@@ -115,6 +113,23 @@ class Shards:
         self._openings[opening] = self._openings.get(opening, 0) + 1
         self._known.add(key)
         return True
+
+
+def _write(entries: list[Entry], path: Path) -> None:
+    """The text first: a shard is there when its safetensors file is."""
+    lines = [json.dumps({"text": entry.item.text, "question": entry.question}) for entry in entries]
+    path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    part = path.with_suffix(".part")
+    save_file(
+        {
+            **_flat("tokens", [entry.tokens for entry in entries]),
+            **_flat("phones", [entry.item.phones for entry in entries]),
+            "phone_token": np.concatenate([entry.item.phone_token for entry in entries]),
+            "hidden": np.concatenate([entry.hidden for entry in entries]),
+        },
+        part,
+    )
+    os.replace(part, path)
 
 
 def _flat(name: str, arrays: list[NDArray[np.int32]] | list[NDArray[np.uint8]]) -> dict[str, NDArray[np.generic]]:
