@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,14 +25,18 @@ from agent import weight_cache, weights
 from agent.parts import Parts
 from agent.profiles import Profile
 from apps.bench_clips import clips
+from apps.bench_voice_cast import Cast, clock, load_cast
 from apps.bench_voice_judges import Errors, Judged, Judges, errors, failure, prepared, similarity
-from apps.bench_voice_rows import Row, Teacher, bridge_row, teacher_row
-from apps.bench_voice_texts import KINDS, HeldOut, chosen
+from apps.bench_voice_pictures import Pair, draw
+from apps.bench_voice_rows import Row
+from apps.bench_voice_texts import KINDS, HeldOut, Kind, chosen
 from duplex.audio import USER_RATE_HZ, Samples
 from duplex.errors import ConfigError, OutputError
 
 JUDGES_VERSION = 1
 """Goes up when the judges' figures change; older judgements are then made anew."""
+DRAWN, MOST_DRAWN = 5, 90
+"""Replies that are drawn, and characters that they have at most."""
 TAKES = 40
 """Replies of a second take of the teacher, whose mean embedding is its voice."""
 
@@ -47,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="texts that are spoken and judged side by side (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn by chance (default: 0)")
     parser.add_argument("--keep", type=Path, default=None, metavar="DIR", help="keep every sound there, as WAV")
+    parser.add_argument(
+        "--pictures", type=Path, default=None, metavar="DIR", help="draw five replies beside the teacher's: DIR/voice.png"
+    )
+    parser.add_argument("--clock", action="store_true", help="also starts, speed, a minute beside the LLM, joins (quiet machine!)")
+    parser.add_argument("--clock-alone", action="store_true", help="only that")
     parser.add_argument("--work", type=Path, default=None, metavar="DIR", help="where judgements are kept (default: in the cache)")
     parser.add_argument("--wait-while", type=Path, default=None, metavar="FILE", help="pause as long as this file exists")
 
@@ -144,36 +153,62 @@ def run_voice(profile: Profile, parts: Parts, args: argparse.Namespace) -> list[
     where = weights.locate(profile)
     if "vits-joe-split" not in where:
         raise ConfigError("duologue bench voice needs a profile with the teacher's voice among its weights, such as edge.")
-    bench = Bench(Judges(parts), args)
-    teacher = Teacher.load(where, parts.thinker)
-    rows = [teacher_row(teacher, where), bridge_row(where, parts)]
-    notes: list[str] = []
-    if args.rows is not None:
-        wanted = [name.strip() for name in args.rows.split(",")]
-        rows = [row for row in rows if any(name in row.name for name in wanted)]
-        if not rows:
-            raise ConfigError(f"--rows {args.rows} names no row.")
+    cast = load_cast(profile, parts, where)
+    rows = named(cast.rows, args.rows)
     texts = {kind: chosen(kind, args.count) for kind in KINDS}
-    reference = bench.spoken(teacher_row(teacher, where), texts["replies"], mos=args.mos)
-    reference_hard = bench.spoken(teacher_row(teacher, where), texts["hard"])
-    expected = {said.text: said.judged.seconds for said in (*reference, *reference_hard)}
-    takes = bench.spoken(teacher_row(teacher, where), texts["replies"][:TAKES], seed=args.seed + 1)
-    voice = centre([said.judged for said in takes])
+    lines = [*cast.notes]
+    if not args.clock_alone:
+        lines += table(Bench(Judges(parts), args), cast.rows[0], rows, texts, args)
+    if args.pictures is not None:
+        lines.append(pictures(cast, texts["replies"], args))
+    if args.clock or args.clock_alone:
+        lines += ["", *clock(cast, parts, texts["replies"])]
+    return lines
+
+
+def named(rows: Sequence[Row], names: str | None) -> list[Row]:
+    """The rows that `--rows` asks for, all without it. Raises ConfigError when there is none."""
+    wanted = [name.strip() for name in (names or "").split(",")]
+    found = [row for row in rows if any(name in row.name for name in wanted)]
+    if not found:
+        raise ConfigError(f"--rows {names} names none of: {'; '.join(row.name for row in rows)}.")
+    return found
+
+
+def table(
+    bench: Bench, teacher: Row, rows: Sequence[Row], texts: Mapping[Kind, Sequence[HeldOut]], args: argparse.Namespace
+) -> list[str]:
+    """Speak, judge, and say it in a table."""
+    replies, hard = texts["replies"], texts["hard"]
+    expected = {
+        said.text: said.judged.seconds for said in (*bench.spoken(teacher, replies, mos=args.mos), *bench.spoken(teacher, hard))
+    }
+    voice = centre([said.judged for said in bench.spoken(teacher, replies[:TAKES], seed=args.seed + 1)])
+    rated = min(args.mos, len(replies))
     lines = [
-        *notes,
-        f"{len(texts['replies'])} held-out replies and {len(texts['hard'])} hard texts; DNSMOS over {min(args.mos, len(texts['replies']))}"
-        f" replies; seed {args.seed}.",
+        f"{len(replies)} held-out replies and {len(hard)} hard texts; DNSMOS over {rated} replies; seed {args.seed}.",
         "",
         HEAD,
     ]
     wrong: list[str] = []
     for row in rows:
-        replies = bench.spoken(row, texts["replies"], mos=args.mos)
-        hard = bench.spoken(row, texts["hard"])
-        lines.append(line(row.name, replies, hard, expected, voice))
-        wrong += failed(row.name, [*replies, *hard], expected)
-    lines += ["", others(bench, voice), *(["", "Failures:", *wrong] if wrong else [])]
-    return lines
+        found = bench.spoken(row, replies, mos=args.mos), bench.spoken(row, hard)
+        lines.append(line(row.name, *found, expected, voice))
+        wrong += failed(row.name, [*found[0], *found[1]], expected)
+    return [*lines, "", others(bench, voice), *(["", "Failures:", *wrong] if wrong else [])]
+
+
+def pictures(cast: Cast, replies: Sequence[HeldOut], args: argparse.Namespace) -> str:
+    """Draw five replies by the last row (the own voice, when it is trained) beside the teacher."""
+    teacher, own = cast.rows[0], cast.rows[-1]
+    short = [text for text in replies if len(text.text) <= MOST_DRAWN] or list(replies)
+    picked = [short[index * len(short) // DRAWN] for index in range(min(DRAWN, len(short)))]
+    pairs = [
+        Pair(text.text, tuple((row.name, row.speak(text, args.seed), row.rate_hz) for row in (teacher, own))) for text in picked
+    ]
+    path: Path = args.pictures / "voice.png"
+    draw(pairs, path)
+    return f"Drew {len(pairs)} replies by {teacher.name} and {own.name}: {path}."
 
 
 HEAD = f"{'':<24} {'WER':>6} {'hard':>6}   {'failed':>10}   {'DNSMOS':>6} {'signal':>6} {'backgr.':>7}   {'speaker':>7}   {'length':>6}"

@@ -26,7 +26,7 @@ import decoders.readings
 import decoders.spelling
 import decoders.vits
 import decoders.word_window
-from agent.parts import Parts, Thinker
+from agent.parts import Thinker
 from apps.bench_voice_texts import HeldOut
 from decoders.bridge_voice import BridgeVoice
 from decoders.phonemes import BEGIN, END, PAD, Lexicon, PhonemeTable, Phonemizer
@@ -132,9 +132,8 @@ def teacher_row(teacher: Teacher, where: Mapping[str, Path]) -> Row:
     return Row("teacher", speak, VITS_RATE_HZ, print_of)
 
 
-def bridge_row(where: Mapping[str, Path], parts: Parts) -> Row:
+def bridge_row(voice: BridgeVoice, where: Mapping[str, Path]) -> Row:
     """The bridge voice as the session has it, clause by clause."""
-    voice = BridgeVoice.load(where["vits-joe-split"], where["vits-joe-config"], parts.thinker.decode)
 
     def speak(text: HeldOut, seed: int) -> Samples:
         chunks = [chunk.samples for chunk in voice.say(voice.open(text_seed(text, seed)), text.text)]
