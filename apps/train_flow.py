@@ -72,7 +72,9 @@ def run_training(args: argparse.Namespace, sizes: FlowConfig = VOICE) -> int:
         return 0
     if device.type == "cpu":
         torch.set_num_threads(1)
-    torch.set_float32_matmul_precision("high")
+    else:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cuda.enable_cudnn_sdp(False)  # makes a plan for every shape, and knows no gradient of a bias
     shards = sorted((work / "replies").glob("*.safetensors"))
     if not shards:
         raise InputError(f"There are no replies in {work / 'replies'}; run `duologue train corpus` first.")
@@ -108,7 +110,8 @@ def make_speech(shards: list[Path], tokenizer: SpeechTokenizer, hours: float, de
         for shard in shards:
             taught = latents_and_codes(shard, device, teacher, tokenizer)
             counts = taught.code_offsets.diff().to(device)
-            chosen = torch.arange(len(counts), device=device) % KEPT_BACK == KEPT_BACK - 1
+            every = min(KEPT_BACK, len(counts))
+            chosen = torch.arange(len(counts), device=device) % every == every - 1
             codes = digits_to_index(taught.codes)
             latents = taught.latents.reshape(len(codes), -1, taught.latents.shape[1])
             hidden = chosen.repeat_interleave(counts)
