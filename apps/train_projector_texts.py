@@ -1,0 +1,261 @@
+"""What is said in the input projector's training: sentences, their tokens, their phones, and the LLM's embeddings of those tokens.
+
+Everything that needs the lexicon, the tokenizer or the LLM happens here, once, and goes into one file (`projector-texts.safetensors`), so
+that the training itself needs none of them. Sources: the templates below (what people say to an agent), and, where they are installed,
+WordNet's example sentences and definitions (`wordnet-base`) and the fortunes (`fortunes`), which know more words than templates do.
+
+    text, text_offsets            UTF-8, flat
+    first, first_offsets          indexes into `vocabulary`: the sentence at the beginning of a turn
+    next, next_offsets            the same after another sentence, that is with a space in front
+    phones, phones_offsets        the voice joe's ids without pads; empty where it cannot say the sentence
+    vocabulary                    [v] the LLM's ids of the tokens in use, ascending
+    pieces, pieces_offsets        their bytes
+    table, scale                  [v, 896] int8 and [v]: their embeddings
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from agent.vocabulary import QwenVocabulary
+from apps import train_projector_words as words
+from duplex.errors import WeightsError
+from duplex.scenario_texts import choose, sentences
+
+WORDNET = Path("/usr/share/wordnet")
+FORTUNES = Path("/usr/share/games/fortunes")
+FORTUNE_FILES = (
+    "literature",
+    "people",
+    "wisdom",
+    "work",
+    "food",
+    "education",
+    "science",
+    "politics",
+    "sports",
+    "travel",
+    "love",
+    "law",
+)
+
+RARE = 3
+"""A sentence with a token that all of them together have fewer times is left out: so rare a token is not learnt, and each costs 1 kB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What there is to say, and what it should become."""
+
+    texts: list[str]
+    first: list[NDArray[np.int64]]
+    """Per text, indexes into the vocabulary, at the beginning of a turn."""
+    next: list[NDArray[np.int64]]
+    """Per text, the same after another sentence."""
+    phones: list[NDArray[np.uint8]]
+    """Per text, joe's phones; [0] where it cannot say it."""
+    vocabulary: Tensor
+    """[v] int32, the LLM's ids."""
+    table: Tensor
+    """[v, d] float32, their embeddings."""
+    pieces: list[bytes]
+    """[v] their bytes."""
+
+    def read(self, tokens: Sequence[int]) -> str:
+        """Indexes into the vocabulary as text."""
+        return b"".join(self.pieces[token] for token in tokens).decode(errors="replace").strip()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def _split(text: str, mark: str = "/") -> list[str]:
+    return [one for line in text.strip().split("\n") for one in line.split(mark)]
+
+
+_WORDS = {
+    "name": _split(words.NAMES),
+    "place": _split(words.PLACES),
+    "thing": _split(words.THINGS),
+    "topic": _split(words.TOPICS),
+    "act": _split(words.ACTS),
+}
+
+
+def templates(rng: np.random.Generator, count: int) -> Iterator[str]:
+    """`count` sentences as people say them to an agent, some with a hesitation in front."""
+    patterns = _split(words.TEMPLATES, "|")
+    leads = _split(words.LEADS)
+    floor = sentences("training")
+    for _ in range(count):
+        if rng.random() < 0.12:
+            yield re.sub(r"\s*\|+\s*", " ", choose(floor[rng.integers(len(floor))], rng))
+            continue
+        text = patterns[rng.integers(len(patterns))]
+        while (gap := re.search(r"\{(\w+)\}", text)) is not None:
+            text = text[: gap.start()] + _filled(gap.group(1), rng) + text[gap.end() :]
+        text = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
+        if rng.random() < 0.2:
+            lead = leads[rng.integers(len(leads))]
+            text = f"{lead} " + (text if re.match(r"(I\b|I'|[A-Z][a-z]+ (lives|and|wants))", text) else text[0].lower() + text[1:])
+        yield text
+
+
+def _filled(kind: str, rng: np.random.Generator) -> str:
+    if kind == "n":
+        return str(int(rng.integers(2, 13 if rng.random() < 0.4 else 100 if rng.random() < 0.8 else 1000)))
+    if kind == "small":
+        return str(int(rng.integers(2, 12)))
+    if kind == "year":
+        return str(int(rng.integers(1700, 2030)))
+    if kind == "digits":
+        return " ".join("".join(str(rng.integers(10)) for _ in range(3)) for _ in range(int(rng.integers(1, 3))))
+    found = _WORDS[kind]
+    return found[rng.integers(len(found))]
+
+
+def wordnet(folder: Path) -> Iterator[str]:
+    """WordNet's example sentences and definitions; nothing where it is not installed."""
+    for file in sorted(folder.glob("data.*")):
+        for line in file.read_text(encoding="ascii", errors="replace").splitlines():
+            gloss = line.partition(" | ")[2].strip()
+            yield from re.findall(r'"([^"]{8,120})"', gloss)
+            definition = re.sub(r"\([^)]*\)", "", gloss.split(";")[0]).strip()
+            if '"' not in definition and 3 <= len(definition.split()) <= 16:
+                yield definition
+
+
+def fortunes(folder: Path) -> Iterator[str]:
+    """Sentences of the fortunes; nothing where they are not installed."""
+    for name in FORTUNE_FILES:
+        file = folder / name
+        if file.is_file():
+            for one in re.split(r"\n%\n", file.read_text(encoding="utf-8", errors="replace")):
+                body = re.sub(r"\s+", " ", re.split(r"\n\s*--", one)[0])
+                yield from re.split(r"(?<=[.!?])\s+", body)
+
+
+def tidy(text: str) -> str | None:
+    """As a transcript writes it: capital first, a final mark; None for what nobody says."""
+    text = re.sub(r"\s+", " ", text.replace("`", "'").replace("--", ", ")).strip(" ,;:'\"")
+    if (
+        not re.fullmatch(r"[A-Za-z0-9 ,.?!'’$%-]+", text)
+        or not 1 <= len(text.split()) <= 24
+        or re.search(r"\d[-.]|\.\.|[A-Z]{2}", text)
+    ):
+        return None
+    text = text[0].upper() + text[1:]
+    return text if text[-1] in ".?!" else text + "."
+
+
+def gather(count: int, seed: int, wordnet_folder: Path = WORDNET, fortunes_folder: Path = FORTUNES) -> list[str]:
+    """Up to `count` different sentences, half of them templates' where the others suffice."""
+    rng = np.random.default_rng(seed)
+
+    def some(source: Iterable[str], most: int) -> list[str]:
+        clean = list(dict.fromkeys(t for t in map(tidy, source) if t is not None))
+        return [clean[i] for i in rng.permutation(len(clean))[:most]]
+
+    quotes = some(fortunes(fortunes_folder), count // 8)
+    examples = some(wordnet(wordnet_folder), count // 2 - len(quotes))
+    said = some(templates(rng, 3 * count), count - len(quotes) - len(examples))
+    found = list(dict.fromkeys([*said, *examples, *quotes]))
+    return [found[i] for i in rng.permutation(len(found))]
+
+
+def prepare(
+    texts: list[str], qwen: Path, split: Path, voice_config: Path, file: Path, tell: Callable[[str], None], more: Iterable[str] = ()
+) -> None:
+    """Tokens, phones and embeddings of `texts` into `file`. more: texts whose tokens shall be known as well. Raises WeightsError."""
+    from decoders.bridge_voice import BridgeVoice
+
+    qwen_words = QwenVocabulary(qwen / "tokenizer.json")
+    voice = BridgeVoice.load(split, voice_config, lambda ids: "")
+    ids = [(qwen_words.encode(text), qwen_words.encode(" " + text)) for text in texts]
+    counts = Counter(token for pair in ids for one in pair for token in one)
+    common = [all(counts[token] >= RARE for one in pair for token in one) for pair in ids]
+    texts = [text for text, keep in zip(texts, common, strict=True) if keep]
+    ids = [pair for pair, keep in zip(ids, common, strict=True) if keep]
+    extra = [token for text in more for variant in (text, " " + text) for token in qwen_words.encode(text)]
+    used = sorted({token for pair in ids for one in pair for token in one} | set(extra))
+    place = {token: index for index, token in enumerate(used)}
+    phones = []
+    for index, text in enumerate(texts):
+        phones.append(np.array(speakable(voice, text), np.uint8))
+        if index % 5000 == 4999:
+            tell(f"{index + 1} of {len(texts)} sentences")
+    with safe_open(qwen / "embedding.safetensors", "pt") as kept:
+        rows, scale = kept.get_tensor("weight"), kept.get_tensor("scale")
+    chosen = torch.tensor(used)
+    flat = {
+        **_flat("text", [np.frombuffer(text.encode(), np.uint8) for text in texts]),
+        **_flat("first", [np.array([place[t] for t in pair[0]], np.int32) for pair in ids]),
+        **_flat("next", [np.array([place[t] for t in pair[1]], np.int32) for pair in ids]),
+        **_flat("phones", phones),
+        **_flat("pieces", [np.frombuffer(qwen_words.token_bytes(token), np.uint8) for token in used]),
+        "vocabulary": chosen.int(),
+        "table": rows[chosen],
+        "scale": scale[chosen],
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    save_file({name: value.contiguous() for name, value in flat.items()}, part)
+    part.replace(file)
+
+
+def speakable(voice: Any, text: str) -> list[int]:
+    """joe's phones of a text without pads; [] where it has nothing to say."""
+    from decoders.normalize import Reader, normalize
+
+    pieces = [piece for piece in normalize(text, Reader()) if piece.words]
+    spoken = [word for piece in pieces for word in piece.words]
+    if not spoken:
+        return []
+    marks = [mark for piece in pieces for mark in [*([""] * (len(piece.words) - 1)), piece.mark]]
+    ids = voice.table.encode(voice.phonemize(spoken), marks).ids
+    return [ids[0], *ids[2:-1:2], ids[-1]]  # ^ _ p _ p _ $
+
+
+def load(file: Path) -> Texts:
+    """What `prepare` wrote. Raises WeightsError."""
+    try:
+        kept = load_file(file)
+    except Exception as error:
+        raise WeightsError(
+            f"{file} holds no texts for the projector's training ({error}); run `duologue train projector --pack`."
+        ) from error
+    table = kept["table"].float() * kept["scale"].float()[:, None]
+    texts = [bytes(one).decode() for one in _ragged(kept, "text")]
+    first, following = ([one.astype(np.int64) for one in _ragged(kept, name)] for name in ("first", "next"))
+    return Texts(
+        texts,
+        first,
+        following,
+        _ragged(kept, "phones"),
+        kept["vocabulary"],
+        table,
+        [one.tobytes() for one in _ragged(kept, "pieces")],
+    )
+
+
+def _flat(name: str, rows: Sequence[NDArray[Any]]) -> dict[str, Tensor]:
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    return {name: torch.from_numpy(np.concatenate(rows).copy()), f"{name}_offsets": torch.from_numpy(offsets)}
+
+
+def _ragged(kept: dict[str, Tensor], name: str) -> list[NDArray[Any]]:
+    flat, offsets = kept[name].numpy(), kept[f"{name}_offsets"].numpy()
+    return [flat[a:b] for a, b in pairwise(offsets)]

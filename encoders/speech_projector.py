@@ -1,0 +1,315 @@
+"""The input projector of the small profile: sound as it comes, chunk by chunk, into vectors in the LLM's input space, and into its tokens.
+
+    log-mel 100 Hz -> Whisper's stem and layers 50 Hz -> two by two -> transformer layers 25 Hz -> LLM width
+
+Notable: Whisper's encoder looks at 30 s at once; here it works in chunks of 320 ms that see themselves and the 3.84 s before them, so
+sound is encoded once and a turn's end costs one chunk. There is no look-ahead: a head trained by CTC says a token when it has heard
+enough. The lower layers are Whisper's own, as published, and are not part of the shipped file; the upper ones were taught to do without
+the future.
+
+The head has no output layer of its own: a frame's scores are its products with the LLM's own token embeddings (and one learnt vector for
+"nothing new", the blank), so the frames that say a token *are* nearly that token's embedding, and the LLM can read them.
+
+One forward for both: a batch for training is "fresh state, one long step".
+
+Legend: B batch, C chunks in a step, M mel frames (32 per chunk), T positions (16 per chunk), F frames out (8 per chunk), W width, H heads,
+D LLM width, V tokens in use.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from duplex.errors import WeightsError
+from encoders.mel import MELS, PEAK, QUIET, SILENCE
+
+STEM_LEFT = 3
+"""Mel frames before a chunk that its convolutions see."""
+OUT_RATE_HZ = 25
+"""Frames out per second."""
+_FORM = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechProjectorConfig:
+    """Sizes; the defaults are those that ship."""
+
+    width: int = 384
+    """Of all layers; Whisper tiny's."""
+    heads: int = 6
+    """Of each attention."""
+    encoder_layers: int = 4
+    """Whisper's."""
+    own_from: int = 2
+    """Encoder layers below this one are Whisper's as published."""
+    layers: int = 3
+    """Of the projector itself."""
+    ffn: int = 1024
+    """Inside the projector's layers."""
+    llm_width: int = 896
+    """Of the LLM's embeddings."""
+    chunk: int = 16
+    """Encoder positions (20 ms each) that are computed together."""
+    left: int = 12
+    """Chunks before its own that a position sees."""
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.heads) or self.chunk % 2 or min(self.width, self.layers, self.ffn, self.chunk, self.left) < 1:
+            raise ValueError("width must be a multiple of twice the heads, chunk even, and every size at least 1")
+        if not 0 <= self.own_from <= self.encoder_layers:
+            raise ValueError("own_from must be in [0, encoder_layers]")
+
+    @property
+    def mel_frames(self) -> int:
+        """Mel frames in a chunk."""
+        return 2 * self.chunk
+
+    @property
+    def out_frames(self) -> int:
+        """Frames that come out for a chunk."""
+        return self.chunk // 2
+
+
+KeysValues = tuple[Tensor, Tensor]  # [B, H, up to left chunks, W/H] each
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectorState:
+    """What a stream remembers. Immutable: a step gives a new one, so an old one can be gone back to."""
+
+    chunks: int
+    """Chunks so far."""
+    peak: Tensor
+    """[B] the loudest mel value so far."""
+    stem: Tensor
+    """[B, 3, 80] the newest levelled frames."""
+    past: tuple[KeysValues, ...] = field(default=())
+    """Per layer, encoder's first; empty before the first chunk."""
+
+
+class Layer(nn.Module):
+    """A pre-norm transformer layer over chunks; Whisper's names. turn: rotary positions in the attention."""
+
+    def __init__(self, width: int, heads: int, ffn: int, turn: bool) -> None:
+        super().__init__()
+        self.heads, self.turn = heads, turn
+        self.attn_norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_in = nn.Linear(width, ffn)
+        self.mlp_out = nn.Linear(ffn, width)
+
+    def forward(self, x: Tensor, past: KeysValues | None, mask: Tensor | None, at: int, keep: int) -> tuple[Tensor, KeysValues]:
+        """[B, T, W], what came before, mask [T, past + T] bool, position of the first -> [B, T, W], the newest `keep` keys and values."""
+        y = self.attn_norm(x)
+        q, k, v = (self._heads(linear(y)) for linear in (self.query, self.key, self.value))  # [B, H, T, W/H]
+        if self.turn:
+            q, k = _rotated(q, at), _rotated(k, at)
+        if past is not None:
+            k, v = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        x = x + self.mlp_out(functional.gelu(self.mlp_in(self.mlp_norm(x))))
+        return x, (k[:, :, -keep:], v[:, :, -keep:])
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class SpeechProjector(nn.Module):
+    """The whole. Holds no state of a stream."""
+
+    positions: Tensor
+
+    def __init__(self, config: SpeechProjectorConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or SpeechProjectorConfig()
+        self.conv1 = nn.Conv1d(MELS, c.width, 3)
+        self.conv2 = nn.Conv1d(c.width, c.width, 3, stride=2)
+        self.encoder = nn.ModuleList([Layer(c.width, c.heads, 4 * c.width, turn=False) for _ in range(c.encoder_layers)])
+        self.encoder_norm = nn.LayerNorm(c.width)
+        self.stack = nn.Linear(2 * c.width, c.width)
+        self.layers = nn.ModuleList([Layer(c.width, c.heads, c.ffn, turn=True) for _ in range(c.layers)])
+        self.norm = nn.LayerNorm(c.width)
+        self.out = nn.Linear(c.width, c.llm_width)
+        self.register_buffer("positions", sinusoids(1500, c.width), persistent=False)
+
+    def open(self, batch: int = 1) -> ProjectorState:
+        """A fresh state for `batch` streams."""
+        where = self.out.weight
+        peak = torch.full((batch,), QUIET, device=where.device)
+        return ProjectorState(0, peak, torch.full((batch, STEM_LEFT, MELS), SILENCE, device=where.device))
+
+    def room(self, state: ProjectorState) -> int:
+        """Chunks that the stream may still take; then a fresh one must be opened, best in a pause."""
+        return len(self.positions) // self.config.chunk - state.chunks
+
+    def forward(self, mel: Tensor, state: ProjectorState) -> tuple[Tensor, Tensor, ProjectorState]:
+        """[B, M, 80] log10 mel power, whole chunks -> [B, F, D] vectors (unit: the embeddings' size), [B, T, W] states, state."""
+        x, state = self.stem(mel, state)
+        return self.body(x, state)
+
+    def stem(self, mel: Tensor, state: ProjectorState) -> tuple[Tensor, ProjectorState]:
+        """[B, M, 80] log10 mel power -> [B, T, W] with positions, and the state with the stem's part brought up to date."""
+        c = self.config
+        if mel.shape[1] % c.mel_frames or not mel.shape[1]:
+            raise ValueError(f"a step takes whole chunks of {c.mel_frames} mel frames, not {mel.shape[1]}")
+        count = mel.shape[1] // c.mel_frames
+        if count > self.room(state):
+            raise ValueError("the stream is full; open a fresh one")
+        levelled, peak = level(mel, state.peak, c.mel_frames)
+        framed = torch.cat((state.stem, levelled), 1)
+        x = functional.gelu(self.conv1(framed.transpose(1, 2)))
+        x = functional.gelu(self.conv2(x)).transpose(1, 2)  # [B, T, W]
+        at = state.chunks * c.chunk
+        x = x + self.positions[at : at + x.shape[1]]
+        return x, ProjectorState(state.chunks, peak, framed[:, -STEM_LEFT:], state.past)
+
+    def body(self, x: Tensor, state: ProjectorState) -> tuple[Tensor, Tensor, ProjectorState]:
+        """What `stem` gave -> the rest of `forward`."""
+        c = self.config
+        count = x.shape[1] // c.chunk
+        before = min(state.chunks, c.left)
+        mask = chunk_mask(count, before, c.left, c.chunk, x.device)
+        past: list[KeysValues] = []
+        for index, layer in enumerate(self.encoder):
+            x, kept = layer(x, state.past[index] if state.past else None, mask, state.chunks * c.chunk, c.left * c.chunk)
+            past.append(kept)
+        states = self.encoder_norm(x)
+        y = self.stack(states.unflatten(1, (-1, 2)).flatten(2))  # [B, F, W]
+        mask = chunk_mask(count, before, c.left, c.out_frames, x.device)
+        for index, layer in enumerate(self.layers, len(self.encoder)):
+            y, kept = layer(y, state.past[index] if state.past else None, mask, state.chunks * c.out_frames, c.left * c.out_frames)
+            past.append(kept)
+        vectors = self.out(self.norm(y))
+        return vectors, states, ProjectorState(state.chunks + count, state.peak, state.stem, tuple(past))
+
+    def own_parameters(self) -> dict[str, Tensor]:
+        """What is trained here and ships: everything but Whisper's stem and lower layers."""
+        theirs = ("conv1.", "conv2.", *(f"encoder.{i}." for i in range(self.config.own_from)))
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(theirs)}
+
+
+class TokenHead(nn.Module):
+    """Scores of frames: their products with the LLM's embeddings of the tokens in use, a bias each, and the blank's vector."""
+
+    table: Tensor
+    size: Tensor
+
+    def __init__(self, table: Tensor) -> None:
+        """table: [V, D] embeddings."""
+        super().__init__()
+        size = table.float().pow(2).mean().sqrt().clamp(min=1e-6)
+        self.register_buffer("table", table.float() / size, persistent=False)  # rows of size about 1
+        self.register_buffer("size", size, persistent=False)
+        self.sharp = nn.Parameter(torch.tensor(12.0 / table.shape[1]))
+        self.bias = nn.Parameter(torch.zeros(len(table) + 1))
+        self.blank = nn.Parameter(0.5 * torch.randn(table.shape[1]))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """[..., D] as the projector gives them -> [..., 1 + V] scores, the blank first."""
+        table = torch.cat((self.blank[None], self.table))
+        return self.sharp * functional.linear(vectors, table).float() + self.bias
+
+    def embeddings(self, vectors: Tensor) -> Tensor:
+        """[..., D] as the projector gives them -> at the size that the LLM's own embeddings have."""
+        return vectors.float() * self.size
+
+
+def level(mel: Tensor, peak: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """`encoders.mel.level` as a stream: [B, M, 80], loudest so far [B] -> levelled by the loudest up to each chunk's end, and that.
+
+    chunk: mel frames in a chunk.
+    """
+    loud = mel.unflatten(1, (-1, chunk)).amax((2, 3)).clamp(min=QUIET)  # [B, C]
+    peaks = torch.cummax(torch.cat((peak[:, None], loud), 1), 1).values[:, 1:]
+    each = peaks.repeat_interleave(chunk, 1)[:, :, None]
+    return (torch.maximum(mel, each - 8.0) + (PEAK + 4.0 - each)) / 4.0, peaks[:, -1]
+
+
+def chunk_mask(count: int, before: int, left: int, size: int, device: torch.device) -> Tensor | None:
+    """[count size, (before + count) size] bool: a position sees its own chunk and `left` before; None where that is everything."""
+    if count == 1:
+        return None
+    rows = torch.arange(count, device=device).repeat_interleave(size)[:, None] + before
+    columns = torch.arange(before + count, device=device).repeat_interleave(size)[None, :]
+    return (columns <= rows) & (columns >= rows - left)
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """[length, width] Whisper's encoder positions."""
+    rates = torch.exp(-math.log(10000.0) / (width // 2 - 1) * torch.arange(width // 2))
+    angles = torch.arange(length)[:, None] * rates[None, :]
+    return torch.cat((angles.sin(), angles.cos()), 1)
+
+
+def _rotated(x: Tensor, at: int) -> Tensor:
+    """[B, H, T, d] with rotary positions from `at` on."""
+    half = x.shape[3] // 2
+    rates = 1000.0 ** (-torch.arange(half, device=x.device) / half)
+    angles = torch.arange(at, at + x.shape[2], device=x.device)[:, None] * rates
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    a, b = x.chunk(2, 3)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), 3)
+
+
+def collapse(scores: Tensor, before: int = 0) -> tuple[list[int], list[int], int]:
+    """[F, 1 + V] -> CTC's greedy reading: tokens (0 is the first in use), the frame that says each best, and the last frame's class.
+
+    before: the class of the frame before the first, as the last call gave it.
+    """
+    best = scores.argmax(1).tolist()
+    sure = scores.log_softmax(1).amax(1).tolist()
+    tokens: list[int] = []
+    frames: list[int] = []
+    for frame, found in enumerate(best):
+        if found and found != before:
+            tokens.append(found - 1)
+            frames.append(frame)
+        elif found and frames and frame and sure[frame] > sure[frames[-1]]:
+            frames[-1] = frame
+        before = found
+    return tokens, frames, before
+
+
+def load_whisper(net: SpeechProjector, tensors: dict[str, Tensor]) -> None:
+    """Put Whisper's encoder (OpenAI's names, or those of `tiny.en.pt`'s `model_state_dict`) into the net. Raises WeightsError."""
+    names = {"attn_norm": "attn_ln", "query": "attn.query", "key": "attn.key", "value": "attn.value", "out": "attn.out"}
+    names |= {"mlp_norm": "mlp_ln", "mlp_in": "mlp.0", "mlp_out": "mlp.2"}
+    wanted = {f"conv{i}.{kind}": f"encoder.conv{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
+    wanted |= {f"encoder_norm.{kind}": f"encoder.ln_post.{kind}" for kind in ("weight", "bias")}
+    for index, layer in enumerate(net.encoder):
+        for name, _ in layer.named_parameters():
+            part, _, kind = name.partition(".")
+            wanted[f"encoder.{index}.{name}"] = f"encoder.blocks.{index}.{names[part]}.{kind}"
+    try:
+        given = {ours: tensors[theirs].float() for ours, theirs in wanted.items()}
+        net.load_state_dict(given, strict=False)
+    except (KeyError, RuntimeError) as error:
+        raise WeightsError(f"This is not the encoder of Whisper tiny.en ({error}); fetch the weights again.") from error
+
+
+def save(file: Path, net: SpeechProjector, head: TokenHead, vocabulary: Tensor) -> dict[str, Tensor]:
+    """Write what ships: fp16, our own parameters, the head's, and the [V] ids of the tokens in use."""
+    from safetensors.torch import save_file
+
+    kept = {f"net.{name}": value.half() for name, value in net.own_parameters().items()}
+    kept |= {f"head.{name}": value.detach().half() for name, value in head.named_parameters()}
+    kept["head.sharp"] = head.sharp.detach().float()
+    kept["vocabulary"] = vocabulary.int()
+    kept = {name: value.detach().cpu().contiguous() for name, value in kept.items()}
+    c = net.config
+    sizes = f"{c.width} {c.heads} {c.encoder_layers} {c.own_from} {c.layers} {c.ffn} {c.llm_width} {c.chunk} {c.left}"
+    part = file.with_suffix(".part")
+    save_file(kept, part, metadata={"form": str(_FORM), "sizes": sizes})
+    part.replace(file)
+    return kept

@@ -1,0 +1,383 @@
+"""Teaching the input projector: CTC against the LLM's own token embeddings, beside Whisper's own view of the clean sound.
+
+Three terms: CTC over the tokens in use; the distance of our encoder's states from those of Whisper as published, which heard the same
+words without noise and to their end (so what was learnt from years of human speech is not forgotten for a few made voices); and a pull of
+frames that say a token towards that token's embedding. The learning rate follows the clock, so a run of any length ends finished.
+
+Legend: B rows, n samples, T encoder positions, F frames out, D LLM width, V tokens in use, L target tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from duplex.audio import USER_RATE_HZ
+from duplex.errors import InputError, WeightsError
+from encoders.mel import MELS, QUIET, SILENCE
+from encoders.speech_augment import AugmentConfig, MelBank, SoundBank, lay, mask_patches, plan, spoil
+from encoders.speech_projector import (
+    SpeechProjector,
+    SpeechProjectorConfig,
+    TokenHead,
+    collapse,
+    level,
+    load_whisper,
+)
+
+SAMPLES_PER_FRAME = USER_RATE_HZ // 25
+SILENT_STRIDE = 8
+
+
+@dataclass(frozen=True)
+class ProjectorTrainingConfig:
+    """How the projector is taught."""
+
+    seconds: float = 300.0
+    """Time for learning; the learning rate follows it."""
+    batch_s: float = 700.0
+    """Sound per step."""
+    rate: float = 1.2e-3
+    """Peak learning rate of the projector and the head."""
+    encoder_rate: float = 2e-4
+    """Of Whisper's upper layers."""
+    warm_steps: int = 150
+    """Steps until the peak."""
+    decay: float = 0.01
+    """Weight decay."""
+    states: float = 0.5
+    """Weight of the distance from Whisper's states."""
+    pull: float = 0.05
+    """Weight of the pull towards embeddings."""
+    masked_p: float = 0.6
+    """Share of steps with patches of sound left out."""
+    average: float = 0.998
+    """Of the running average of the weights, which is what is kept."""
+    save_every_s: float = 45.0
+    """Time between checkpoints."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """What is done to the sound."""
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """Recordings and what they say."""
+
+    bank: SoundBank
+    text: NDArray[np.int64]
+    """[r] which text each speaks."""
+    voice: list[str]
+    """[r] who."""
+    first: list[NDArray[np.int64]]
+    """Per text, tokens in use at the beginning of a turn."""
+    next: list[NDArray[np.int64]]
+    """Per text, after another sentence."""
+    held: NDArray[np.bool_]
+    """[r] kept for judging."""
+    lengths: NDArray[np.int64]
+    """[r] samples, on the CPU."""
+
+    def hours(self) -> float:
+        """All of it."""
+        return float(self.bank.lengths.sum()) / USER_RATE_HZ / 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step learns from."""
+
+    clean: Tensor
+    """[B, n]"""
+    spoilt: Tensor
+    """[B, n]"""
+    throat: Tensor
+    """[B] factors of the frequency axis."""
+    frames: NDArray[np.int64]
+    """[B] frames out that count."""
+    targets: list[NDArray[np.int64]]
+    """[B] tokens in use."""
+
+
+class Teacher(nn.Module):
+    """Whisper's encoder as published, with a full view of the window and remembered silence after it, as our other ears have it."""
+
+    def __init__(self, tensors: dict[str, Tensor], config: SpeechProjectorConfig) -> None:
+        super().__init__()
+        self.net = SpeechProjector(config)
+        load_whisper(self.net, tensors)
+        self.requires_grad_(False)
+        self._silent: list[tuple[Tensor, Tensor]] = []
+
+    @torch.no_grad()
+    def forward(self, mel: Tensor) -> Tensor:
+        """[B, M, 80] log10 mel power -> [B, T, W] states, aligned with `SpeechProjector`'s."""
+        net = self.net
+        if not self._silent:
+            silence = torch.full((1, 2 * len(net.positions), MELS), SILENCE, device=mel.device)
+            x = self._stem(silence)
+            for layer in net.encoder:
+                x, pair = layer(x, None, None, 0, x.shape[1])
+                self._silent.append(pair)
+        peak = mel.amax((1, 2)).clamp(min=QUIET)
+        levelled, _ = level(mel, peak, mel.shape[1])
+        x = self._stem(levelled)
+        t, whole = x.shape[1], len(net.positions)
+        kept = range(t + SILENT_STRIDE // 2, whole, SILENT_STRIDE)
+        weight = torch.zeros(1, 1, 1, len(kept) + t, device=x.device, dtype=x.dtype)
+        if len(kept):
+            weight[..., : len(kept)] = math.log((whole - t) / len(kept))
+        for layer, (k, v) in zip(net.encoder, self._silent, strict=True):
+            chosen = slice(kept.start, kept.stop, kept.step)
+            past = tuple(one[:, :, chosen].expand(len(x), -1, -1, -1).to(x.dtype) for one in (k, v))
+            x, _ = layer(x, past if len(kept) else None, weight.expand(len(x), 1, t, -1), 0, 1)
+        out: Tensor = net.encoder_norm(x)
+        return out
+
+    def _stem(self, levelled: Tensor) -> Tensor:
+        net = self.net
+        framed = functional.pad(levelled, (0, 0, 3, 0), value=SILENCE)
+        x = functional.gelu(net.conv1(framed.transpose(1, 2)))
+        x = functional.gelu(net.conv2(x)).transpose(1, 2)
+        return x + net.positions[: x.shape[1]]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where training is."""
+
+    step: int
+    seconds: float
+    loss: float
+    """CTC, nats per token."""
+    states: float
+    """Share of the variance of Whisper's states that ours miss."""
+    speed: float
+    """Seconds of sound per second."""
+
+
+class Training:
+    """One run: weights, their average, the optimizer, and what was drawn."""
+
+    def __init__(
+        self,
+        whisper: dict[str, Tensor],
+        table: Tensor,
+        net_config: SpeechProjectorConfig,
+        config: ProjectorTrainingConfig,
+        device: str,
+    ) -> None:
+        """whisper: OpenAI's encoder tensors. table: [V, D] the LLM's embeddings of the tokens in use."""
+        torch.manual_seed(config.seed)
+        self.config, self.device = config, torch.device(device)
+        self.net = SpeechProjector(net_config)
+        load_whisper(self.net, whisper)
+        self.net.to(self.device)
+        self.head = TokenHead(table).to(self.device)
+        self.teacher = Teacher(whisper, net_config).to(self.device)
+        self.mel = MelBank().to(self.device)
+        for name, parameter in self.net.named_parameters():
+            if name.startswith(("conv", *(f"encoder.{i}." for i in range(net_config.own_from)))):
+                parameter.requires_grad_(False)
+        upper = [p for n, p in self.net.named_parameters() if p.requires_grad and n.startswith("encoder")]
+        rest = [p for n, p in self.net.named_parameters() if p.requires_grad and not n.startswith("encoder")]
+        groups = [
+            {"params": upper, "peak": config.encoder_rate, "weight_decay": config.decay},
+            {"params": rest, "peak": config.rate, "weight_decay": config.decay},
+            {"params": list(self.head.parameters()), "peak": config.rate, "weight_decay": 0.0},
+        ]
+        self.learnt: list[Tensor] = [p for group in groups for p in group["params"]]  # type: ignore[attr-defined]
+        self.average = [p.detach().clone() for p in self.learnt]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.rate, betas=(0.9, 0.98), fused=self.device.type == "cuda")
+        self.rng = torch.Generator(self.device).manual_seed(config.seed)
+        self.pick = np.random.default_rng(config.seed)
+        self.step, self.seconds = 0, 0.0
+        self._pools: dict[bool, NDArray[np.int64]] = {}
+        self.history: list[tuple[float, float, float]] = []
+
+    # -- one step
+
+    def batch(self, spoken: Spoken, held: bool = False, plain: bool = False) -> Batch:
+        """A draw of recordings of like length, some with a second one behind. plain: nothing is done to the sound."""
+        pool = self._pool(spoken, held)  # by length
+        anchor = int(self.pick.integers(len(pool)))
+        typical = spoken.lengths[pool[anchor]]
+        room = self.config.batch_s * USER_RATE_HZ / (1.3 * typical + 1.8 * USER_RATE_HZ)
+        rows = max(min(int(room), len(pool), 256), 1)
+        low = max(min(anchor - 2 * rows, len(pool) - 4 * rows), 0)
+        near = pool[low : low + 4 * rows]
+        chosen = near[self.pick.permutation(len(near))]
+        first, second = chosen[:rows], np.full(rows, -1)
+        if not plain and len(chosen) > rows and typical < 5 * USER_RATE_HZ:
+            pairs = self.pick.random(rows) < 0.35
+            second[pairs] = chosen[rows:][self.pick.integers(0, len(chosen) - rows, int(pairs.sum()))]
+        targets = [
+            np.concatenate([spoken.first[spoken.text[a]], spoken.next[spoken.text[b]]]) if b >= 0 else spoken.first[spoken.text[a]]
+            for a, b in zip(first, second, strict=True)
+        ]
+        augment = self.config.augment
+        layout = plan(first, second, spoken.lengths, 1.0001 if plain else augment.speed, self.pick)
+        sound = lay(spoken.bank, layout)
+        bend = 0.0 if plain else math.log(augment.throat)
+        throat = torch.exp((torch.rand(rows, device=self.device, generator=self.rng) * 2 - 1) * bend)
+        spoilt = sound if plain else spoil(sound, augment, self.rng)
+        return Batch(sound, spoilt, throat, np.ceil(layout.counted / SAMPLES_PER_FRAME).astype(np.int64), targets)
+
+    def _pool(self, spoken: Spoken, held: bool) -> NDArray[np.int64]:
+        if held not in self._pools:
+            pool = np.flatnonzero(spoken.held if held else ~spoken.held)
+            if not len(pool):
+                raise InputError("There is too little speech to learn from and to judge by; speak for longer.")
+            self._pools[held] = pool[np.argsort(spoken.lengths[pool], kind="stable")]
+        return self._pools[held]
+
+    def losses(self, spoken: Spoken) -> tuple[Tensor, Tensor, Tensor, float]:
+        """A batch -> CTC per token, missed variance of the states, distance from the embeddings, and seconds of sound."""
+        batch = self.batch(spoken)
+        with torch.no_grad():
+            mel = self.mel(batch.spoilt, batch.throat)
+            if self.pick.random() < self.config.masked_p:
+                mel = mask_patches(mel, self.rng)
+            with self._cast():
+                theirs = self.teacher(self.mel(batch.clean, batch.throat)).float()
+        with self._cast():
+            with torch.no_grad():
+                x, state = self.net.stem(mel, self.net.open(len(mel)))
+            vectors, states, _ = self.net.body(x, state)
+            scores = self.head(vectors)
+        frames = vectors.shape[1]
+        odds = scores.float().log_softmax(2)  # [B, F, 1 + V]
+        frames_on = torch.from_numpy(batch.frames).clamp(max=frames)
+        flat = torch.from_numpy(np.concatenate(batch.targets) + 1).to(self.device)
+        sizes = torch.tensor([len(t) for t in batch.targets])
+        ctc = functional.ctc_loss(odds.transpose(0, 1), flat, frames_on, sizes, blank=0, reduction="none", zero_infinity=True)
+        ctc = ctc.sum() / int(sizes.sum())
+        lengths = frames_on.to(self.device)
+        sound = torch.arange(states.shape[1], device=self.device)[None, :] < 2 * lengths[:, None]
+        off = (states.float() - theirs).pow(2).mean(2)
+        spread = (theirs - theirs.mean((0, 1), keepdim=True)).pow(2).mean(2)
+        missed = (off * sound).sum() / (spread * sound).sum()
+        with torch.no_grad():
+            sure, best = odds.max(2)
+            says = (best > 0) & (sure > math.log(0.5)) & (torch.arange(frames, device=self.device)[None, :] < lengths[:, None])
+        distance_2 = (vectors.float() - self.head.table[(best - 1).clamp(min=0)]).pow(2).mean(2)
+        pull = (distance_2 * says).sum() / says.sum().clamp(min=1)
+        return ctc, missed, pull, batch.clean.numel() / USER_RATE_HZ
+
+    def _cast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    def learn(self, spoken: Spoken, share: float) -> tuple[Tensor, Tensor, float]:
+        """One step at this share of the time: CTC and missed variance (not waited for), seconds of sound."""
+        config = self.config
+        scale = min((self.step + 1) / config.warm_steps, 1.0) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * scale
+        ctc, missed, pull, sound_s = self.losses(spoken)
+        loss = ctc + config.states * missed + config.pull * pull
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        for parameter in self.learnt:
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)  # a step that went wrong is no step
+        torch.nn.utils.clip_grad_norm_(self.learnt, 1.0)
+        self.optimizer.step()
+        self.step += 1
+        keep = min(config.average, self.step / (self.step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.learnt], 1 - keep)
+        return ctc.detach(), missed.detach(), sound_s
+
+    def run(self, spoken: Spoken, checkpoint: Path, tell: Callable[[Progress], None]) -> None:
+        """Learn until the time is over; the newest state is left in `checkpoint`."""
+        began = time.monotonic() - self.seconds
+        told = saved = time.monotonic()
+        heard, loss, states = 0.0, float("nan"), float("nan")
+        while self.seconds < self.config.seconds:
+            try:
+                ctc, missed, sound_s = self.learn(spoken, self.seconds / self.config.seconds)
+            except torch.cuda.OutOfMemoryError:
+                if self.config.batch_s < 60:
+                    raise
+                self.config = replace(self.config, batch_s=self.config.batch_s / 2)
+                torch.cuda.empty_cache()
+                continue
+            heard += sound_s
+            if self.step % 8 == 0 or self.device.type == "cpu":  # reading a number waits for the device
+                now_loss, now_states = float(ctc), float(missed)
+                if math.isfinite(now_loss):
+                    loss = now_loss if math.isnan(loss) else 0.8 * loss + 0.2 * now_loss
+                    states = now_states if math.isnan(states) else 0.8 * states + 0.2 * now_states
+            now = time.monotonic()
+            self.seconds = now - began
+            if now - told > 5 or self.seconds >= self.config.seconds:
+                self.history.append((self.seconds, loss, states))
+                tell(Progress(self.step, self.seconds, loss, states, heard / max(now - told, 1e-6)))
+                told, heard = now, 0.0
+            if now - saved > self.config.save_every_s or self.seconds >= self.config.seconds:
+                self.save(checkpoint)
+                saved = now
+
+    # -- what is kept
+
+    def use_average(self) -> None:
+        """Put the average in the place of the weights; learning should not go on from it."""
+        with torch.no_grad():
+            for parameter, kept in zip(self.learnt, self.average, strict=True):
+                parameter.copy_(kept)
+
+    def save(self, file: Path) -> None:
+        """Everything that a later run needs to go on."""
+        part = file.with_suffix(".part")
+        kept = {"learnt": [p.detach() for p in self.learnt], "average": self.average, "optimizer": self.optimizer.state_dict()}
+        torch.save({**kept, "step": self.step, "seconds": self.seconds, "history": self.history}, part)
+        os.replace(part, file)
+
+    def resume(self, file: Path) -> bool:
+        """Go on from `file`; False where there is none. Raises WeightsError for one that does not fit."""
+        if not file.exists():
+            return False
+        try:
+            kept = torch.load(file, map_location=self.device, weights_only=True)
+            with torch.no_grad():
+                for mine, theirs in zip([*self.learnt, *self.average], [*kept["learnt"], *kept["average"]], strict=True):
+                    mine.copy_(theirs)
+            self.optimizer.load_state_dict(kept["optimizer"])
+        except Exception as error:  # torch.load raises many kinds, all of them mean the same here
+            raise WeightsError(f"{file} does not fit this training ({error}); delete it to begin anew.") from error
+        self.step, self.seconds, self.history = kept["step"], kept["seconds"], [tuple(row) for row in kept["history"]]
+        self.pick, self.rng = (
+            np.random.default_rng((self.config.seed, self.step)),
+            self.rng.manual_seed(self.config.seed + self.step),
+        )
+        return True
+
+    @torch.no_grad()
+    def read(self, spoken: Spoken, plain: bool) -> list[tuple[list[int], list[int]]]:
+        """One batch of recordings that were held back: per row, tokens meant and tokens read."""
+        batch = self.batch(spoken, held=True, plain=plain)
+        with self._cast():
+            vectors, _, _ = self.net(self.mel(batch.spoilt, batch.throat), self.net.open(len(batch.spoilt)))
+            scores = self.head(vectors)
+        return [(target.tolist(), collapse(scores[row, : batch.frames[row]])[0]) for row, target in enumerate(batch.targets)]
+
+
+def distance(a: list[int] | list[str], b: list[int] | list[str]) -> int:
+    """Insertions, deletions and substitutions that make one of the other."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        before, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
+    return row[-1]
