@@ -238,11 +238,13 @@ class BatchWriter:
             return
         chosen = torch.from_numpy(slots).to(self.device)
         tokens = self._ids[self._tokens[chosen].cpu()].numpy().astype(np.int32)
-        hidden = self._hidden[chosen].cpu().numpy()
-        counts, ended = self._count[chosen].cpu().numpy(), self._ended[chosen].cpu().numpy()
+        counts, ended = self._count[chosen], self._ended[chosen].cpu().numpy()
+        used = torch.arange(self.most_new, device=self.device) < counts[:, None]
+        hidden = self._hidden[chosen][used].cpu().numpy()  # [sum of counts, d]
+        edges = np.concatenate([[0], np.cumsum(counts.cpu().numpy())])
         for index, slot in enumerate(slots):
-            count = int(counts[index])
-            yield Written(int(owner[slot]), tokens[index, :count], hidden[index, :count].copy(), bool(ended[index]))
+            at, end = int(edges[index]), int(edges[index + 1])
+            yield Written(int(owner[slot]), tokens[index, : end - at], hidden[at:end], bool(ended[index]))
         owner[slots] = -1
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from agent import weight_cache
-from agent.batch_replies import BatchWriter, Prompt, Written
+from agent.batch_replies import BatchWriter, Written
 from agent.qwen_blocks import load_blocks
 from agent.sampling import SamplingConfig
 from agent.vocabulary import QwenVocabulary
@@ -188,7 +188,7 @@ class Corpus:
         """Texts that are said as they are: the LLM is asked to say them, and its states are read along."""
         count = round(self.block * 0.6 * SHARE_OF_TEXTS)
         drawn = texts(count, seed)
-        pairs = [(self.prompts.ask(SAY + text, 0), self.prompts.vocabulary.encode(text)) for text in drawn]
+        pairs = [(self.prompts.ask(SAY + text), self.prompts.vocabulary.encode(text)) for text in drawn]
         waiting: list[Written] = []
         for written in writer.read(pairs):
             waiting.append(written)
@@ -248,7 +248,7 @@ class Corpus:
 
     def _held_out_replies(self, writer: BatchWriter, reader: ItemReader) -> Iterator[str]:
         asked = questions(self.args.held_out * 3, self.args.seed, "held out")
-        prompts = [Prompt(0, tuple(self.prompts.after(one.text)[1])) for one in asked]
+        prompts = [self.prompts.ask(one.text) for one in asked]
         for written in writer.write(prompts, self.args.seed, lambda: time.monotonic() > self.until):
             item = reader(written.tokens.tolist(), ended=written.ended)
             if item is not None:

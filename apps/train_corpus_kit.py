@@ -125,7 +125,7 @@ def unpack(work: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as file:
             file.extractall(scratch)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
         raise WeightsError(f"The {len(parts)} parts in {folder} do not make a whole kit ({error}); copy them again.") from error
     shutil.rmtree(target, ignore_errors=True)
     os.replace(scratch, target)

@@ -24,8 +24,12 @@ class Prompts:
     def __init__(self, vocabulary: QwenVocabulary) -> None:
         self.vocabulary = vocabulary
         systems = (session_config(load_profile("edge")).response.system_prompt, *_OTHERS)
-        rendered = [render_chat(self.vocabulary, system, [], open_assistant=False) for system in systems]
-        self.beginnings = [[*ids, *self.after("")[0]] for ids in rendered]
+        rendered = [render_chat(vocabulary, system, [], open_assistant=False) for system in systems]
+        before = len(render_chat(vocabulary, "", [], open_assistant=False))
+        opened = 1 + len(vocabulary.encode("user")) + len(vocabulary.encode("\n"))
+        frame = render_chat(vocabulary, "", [Message("user", "")])[before:]
+        self.beginnings = [[*ids, *frame[:opened]] for ids in rendered]
+        self.closing = frame[opened:]
         specials = self.vocabulary.specials
         self.ends = [specials[IM_END], specials[END_OF_TEXT]]
         marked = [
@@ -33,18 +37,12 @@ class Prompts:
         ]
         self.banned = [*marked, *(set(specials.values()) - set(self.ends))]
 
-    def after(self, question: str) -> tuple[list[int], list[int]]:
-        """What precedes a question after the system prompt, and the rest up to the opening of the reply."""
-        whole = render_chat(self.vocabulary, "", [Message("user", question)])
-        start = len(render_chat(self.vocabulary, "", [], open_assistant=False))
-        opening = 1 + len(self.vocabulary.encode("user")) + len(self.vocabulary.encode("\n"))
-        return whole[start : start + opening], whole[start + opening :]
-
-    def ask(self, question: str, number: int) -> Prompt:
-        """A question as a prompt; the system prompts take turns."""
-        return Prompt(_KINDS[number % len(_KINDS)], tuple(self.after(question)[1]))
+    def ask(self, question: str, number: int | None = None) -> Prompt:
+        """A question as a prompt; the system prompts take turns by `number`, None is the profile's own."""
+        kind = 0 if number is None else _KINDS[number % len(_KINDS)]
+        return Prompt(kind, (*self.vocabulary.encode(question), *self.closing))
 
     def tokens(self) -> set[int]:
         """Every token of the frame around a question."""
-        inner = self.after(SAY)
-        return {token for ids in (*self.beginnings, *inner, self.ends) for token in ids}
+        frame = (*self.beginnings, self.closing, self.ends, self.vocabulary.encode(SAY))
+        return {token for ids in frame for token in ids}
