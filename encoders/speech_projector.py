@@ -50,7 +50,7 @@ class SpeechProjectorConfig:
     """Encoder layers below this one are Whisper's as published."""
     layers: int = 3
     """Of the projector itself."""
-    ffn: int = 1024
+    ffn: int = 960
     """Inside the projector's layers."""
     llm_width: int = 896
     """Of the LLM's embeddings."""
