@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from decoders.int8 import quantize_rows
+from agent.int8 import quantize_rows
 from duplex.errors import WeightsError
 
 BLOCK_BYTES = {"Q4_K": (256, 144), "Q5_0": (32, 22), "Q6_K": (256, 210), "Q8_0": (32, 34)}

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from decoders.int8 import Int8Embedding, Int8Linear, SplitLinear, quantize_rows
+from agent.int8 import Int8Embedding, Int8Linear, SplitLinear, quantize_rows
 from duplex.errors import OutputError, WeightsError
 
 FORM = 1

@@ -1,31 +1,32 @@
 """The pointer LM at work: codes one by one while the text is still being written, on one CPU thread.
 
-Notable: int8 products with the norms' gains folded into them, keys and values in buffers made once, and the last layers of the heads taken
-apart, so that a code costs one pass and a few small products. When a block of codes may begin, what the pointer may walk on and when
-it must wait are those of training (`pointer_lm_layout`): they depend on the text alone, so codes are the same however the text was pushed.
+Notable: the layers are one graph (`pointer_lm_graph`), and the last layers of the heads are taken apart, so that a code costs one call and
+a few small products. When a block of codes may begin, what the pointer may walk on and when it must wait are those of training
+(`pointer_lm_layout`): they depend on the text alone, so codes are the same however the text was pushed.
 
 Each digit and the advance are drawn from their own softmax, sharpened by a temperature.
 
-Shapes: n positions now, t positions in all, d width, e head width, q digits.
+Shapes: n positions now, d width, q digits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from decoders.int8 import Int8Linear, quantize_rows
-from decoders.pointer_lm import CODE, START, TEXT, TEXT_END, Block, Head, PointerLM, PointerLMConfig, rotation
+from decoders.pointer_lm import CODE, START, TEXT, TEXT_END, Head, PointerLM, PointerLMConfig
+from decoders.pointer_lm_graph import Past, PointerGraph
 
+Rows = NDArray[np.float32]
+"""Positions [n, d]."""
 CODE_S = 4 * 256 / 22_050
 """Length of a code."""
 REMEMBERED = 10
@@ -70,20 +71,17 @@ class Written:
 class PointerState:
     """One sequence being spoken, owned by the caller."""
 
-    keys: Tensor
-    """[layers, heads, e, max]"""
-    values: Tensor
-    """[layers, heads, max, e]"""
+    past: Past
     draws: np.random.Generator
     before: tuple[int, ...]
     """Digits of the code before; the levels for the first."""
-    unread: list[Tensor]
-    """[n, d] each: the end of the sequence, of which the buffers know nothing yet."""
+    unread: list[Rows]
+    """[n, d] each: the end of the sequence, of which the past knows nothing yet."""
     length: int = 0
-    """Positions in the buffers."""
-    text: list[Tensor] = field(default_factory=list)
+    """Positions in the past."""
+    text: list[Rows] = field(default_factory=list)
     """[1, d] each: text positions that are not in the sequence yet."""
-    newest: list[Tensor] = field(default_factory=list)
+    newest: list[Rows] = field(default_factory=list)
     """The last text positions that are."""
     read: int = 0
     """Text positions in the sequence."""
@@ -104,60 +102,38 @@ class PointerState:
 class PointerDecoder:
     """One set of weights, shared by all states; no two threads at once."""
 
-    def __init__(self, net: PointerLM, config: PointerDrawConfig | None = None, engine: str | None = "auto") -> None:
-        """net: is taken apart, not kept. engine: of `Int8Linear`; None for plain floats of int8 weights, "float" for exact ones."""
+    def __init__(self, net: PointerLM, config: PointerDrawConfig | None = None, *, int8: bool = True) -> None:
+        """net: is taken apart, not kept. int8: False for exact floats."""
         self.sizes: PointerLMConfig = net.config
         self.config = config or PointerDrawConfig()
         self.most_dwell = math.ceil(self.config.longest_phone_s / CODE_S)
-        self.head_width = self.sizes.width // self.sizes.heads
-
-        def linear(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-            weight = weight.detach().float()
-            if engine == "float":
-                exact = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
-                exact.weight = nn.Parameter(weight, requires_grad=False)
-                if bias is not None:
-                    exact.bias = nn.Parameter(bias.detach().float(), requires_grad=False)
-                return exact.forward
-            return Int8Linear(*quantize_rows(weight), None if bias is None else bias.detach(), engine).forward
-
-        self.layers = []
-        for block in cast(list[Block], list(net.blocks)):
-            qkv = block.qkv.weight.detach().float() * block.attention_norm.weight
-            qkv[: self.sizes.width] *= self.head_width**-0.5
-            up = block.up.weight.detach().float() * block.mlp_norm.weight
-            parts = (linear(qkv), linear(block.out.weight), linear(up, block.up.bias), linear(block.down.weight, block.down.bias))
-            self.layers.append(parts)
+        self.graph = PointerGraph(net, self.config.max_positions, int8=int8)
         heads = cast(list[Head], list(net.chain.heads))
-        inner = torch.cat([head.inner.weight for head in heads]).detach().float()  # [heads * inner, d]
-        self.inner = linear(inner * net.norm.weight, torch.cat([head.inner.bias for head in heads]))
-        self.outer = [(head.outer.weight.detach().float().numpy(), head.outer.bias.detach().float().numpy()) for head in heads]
-        told = (net.chain.drawn.detach().float() @ inner.T).numpy()  # what each drawn digit adds inside all heads
+        self.outer = [(_floats(head.outer.weight), _floats(head.outer.bias)) for head in heads]
+        inner = torch.cat([head.inner.weight for head in heads])  # [heads * inner, d]
+        told = _floats(net.chain.drawn @ inner.T)  # what each drawn digit adds inside all heads
         starts = np.cumsum((0, *self.sizes.levels))
         self.told = [told[start:end] for start, end in pairwise(starts.tolist())]
-        kinds = net.kinds.detach().float()
-        self.start, self.text_kind, self.text_end = kinds[START : START + 1], kinds[TEXT], kinds[TEXT_END : TEXT_END + 1]
-        self.features, self.code_kind = net.features.detach().float().numpy(), kinds[CODE].numpy()
+        self.kinds, self.features = _floats(net.kinds), _floats(net.features)
         self.feature_starts = self.sizes.feature_starts
-        cos, sin = rotation(torch.arange(self.config.max_positions), self.head_width)
-        self.cos, self.sin = cos.unsqueeze(1), sin.unsqueeze(1)  # [max, 1, e]
         self.projector = net.projector
 
     @torch.inference_mode()
-    def project(self, embeddings: Tensor, hidden: Tensor | None) -> Tensor:
+    def project(self, embeddings: Tensor, hidden: Tensor | None) -> Rows:
         """The LLM's embeddings and hidden states [n, h] -> text positions [n, d]."""
-        rows: Tensor = self.projector(embeddings, hidden) + self.text_kind
-        return rows
+        return _floats(self.projector(embeddings, hidden)) + self.kinds[TEXT]
 
     def open(self, seed: int = 0) -> PointerState:
         """A fresh sequence."""
-        most, layers, heads = self.config.max_positions, len(self.layers), self.sizes.heads
-        keys, values = torch.empty(layers, heads, self.head_width, most), torch.empty(layers, heads, most, self.head_width)
-        return PointerState(keys, values, np.random.default_rng(seed), self.sizes.levels, unread=[self.start])
+        return PointerState(self.graph.open(), np.random.default_rng(seed), self.sizes.levels, unread=[self._start])
 
-    def take_text(self, state: PointerState, rows: Tensor) -> None:
+    @property
+    def _start(self) -> Rows:
+        return self.kinds[START : START + 1]
+
+    def take_text(self, state: PointerState, rows: Rows) -> None:
         """Text positions [n, d], from `project`."""
-        state.text.extend(rows.split(1))
+        state.text.extend(np.split(rows, len(rows)))
 
     def take_phones(self, state: PointerState, phones: Sequence[int], need: int) -> None:
         """Phones that are known once `need` text positions of the sequence have been read. `need` never falls."""
@@ -166,7 +142,7 @@ class PointerDecoder:
 
     def end_text(self, state: PointerState) -> None:
         """No more text or phones will come."""
-        state.text.append(self.text_end)
+        state.text.append(self.kinds[TEXT_END : TEXT_END + 1])
         state.text_ended = True
 
     def step(self, state: PointerState) -> Written | None:
@@ -177,9 +153,7 @@ class PointerDecoder:
         if not self._may_write(state):
             return None
         phone = state.pointer
-        with torch.inference_mode():
-            inside = self._forward(state, self._code_position(state))
-        digits, advance = self._draw(state, inside)
+        digits, advance = self._draw(state, self._forward(state, self._code_position(state)))
         state.block -= 1
         state.before = digits
         if advance == 0 and state.dwell + 1 >= self.most_dwell:
@@ -211,7 +185,7 @@ class PointerDecoder:
         while state.known < len(state.phones) and state.need[state.known] <= state.read:
             state.known += 1
 
-    def _code_position(self, state: PointerState) -> Tensor:
+    def _code_position(self, state: PointerState) -> Rows:
         """[1, d]"""
         sizes = self.sizes
         all_read = state.text_ended and not state.text
@@ -222,35 +196,18 @@ class PointerDecoder:
         ]
         values = (*state.before, *phones, min(state.dwell, sizes.dwell - 1))
         rows = [start + value for start, value in zip(self.feature_starts, values, strict=True)]
-        return torch.from_numpy(self.features[rows].sum(0, keepdims=True) + self.code_kind)
+        return self.features[rows].sum(0, keepdims=True) + self.kinds[CODE]
 
-    def _forward(self, state: PointerState, position: Tensor) -> NDArray[np.float32]:
-        """Run what is unread and one more position [1, d]; what the heads' first layers make of the newest state."""
-        if state.length + sum(rows.shape[0] for rows in state.unread) + 1 > self.config.max_positions:
-            state.length, state.unread = 0, [self.start, *state.newest]
-        x = torch.cat([*state.unread, position]) if state.unread else position
-        state.unread = []
-        n, start = x.shape[0], state.length
-        end, heads = start + n, self.sizes.heads
-        cos, sin = self.cos[start:end], self.sin[start:end]
-        mask = None if n == 1 else torch.full((n, end), float("-inf")).triu(start + 1)
-        for index, (qkv_layer, out, up, down) in enumerate(self.layers):
-            qkv = qkv_layer(_normed(x)).view(n, 3 * heads, -1)  # [n, 3 heads, e]
-            qk = qkv[:, : 2 * heads]
-            qk = torch.addcmul(qk * cos, qk.roll(self.head_width // 2, -1), sin)
-            state.keys[index, :, :, start:end] = qk[:, heads:].permute(1, 2, 0)
-            state.values[index, :, start:end] = qkv[:, 2 * heads :].transpose(0, 1)
-            scores = torch.bmm(qk[:, :heads].transpose(0, 1), state.keys[index, :, :, :end])  # [heads, n, t]
-            if mask is not None:
-                scores += mask
-            mixed = torch.bmm(scores.softmax(-1), state.values[index, :, :end])  # [heads, n, e]
-            x = x + out(mixed.transpose(0, 1).reshape(n, -1))
-            x = x + down(F.gelu(up(_normed(x)), approximate="tanh"))
-        state.length = end
-        inside: NDArray[np.float32] = self.inner(_normed(x[-1:]))[0].numpy()
+    def _forward(self, state: PointerState, position: Rows) -> Rows:
+        """Run what is unread and one more position [1, d]; what the heads' first layers make of the newest state, [heads * inner]."""
+        if state.length + sum(map(len, state.unread)) + 1 > self.config.max_positions:
+            state.length, state.unread = 0, [self._start, *state.newest]
+        x = np.concatenate([*state.unread, position])
+        inside = self.graph.run(state.past, x, state.length)
+        state.length, state.unread = state.length + len(x), []
         return inside
 
-    def _draw(self, state: PointerState, inside: NDArray[np.float32]) -> tuple[tuple[int, ...], int]:
+    def _draw(self, state: PointerState, inside: Rows) -> tuple[tuple[int, ...], int]:
         """Digits one after the other, then the advance. inside [heads * inner]."""
         width, last = self.sizes.head_width, len(self.sizes.levels)
         drawn: list[int] = []
@@ -265,12 +222,8 @@ class PointerDecoder:
         return tuple(drawn[:-1]), drawn[-1]
 
 
-def _normed(x: Tensor) -> Tensor:
-    """x [n, d] with a mean square of 1. By hand for one row: torch's own takes three times as long."""
-    if x.shape[0] > 1:
-        return F.rms_norm(x, (x.shape[1],), None, 1e-6)
-    row = x[0]
-    return x * (float(torch.dot(row, row)) / x.shape[1] + 1e-6) ** -0.5
+def _floats(value: Tensor) -> Rows:
+    return cast(Rows, value.detach().float().numpy())
 
 
 def draw(scores: list[float], temperature: float, top_p: float, draws: np.random.Generator) -> int:

@@ -12,9 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
-from decoders.pointer_lm_streaming import PointerDecoder, PointerState
+from decoders.pointer_lm_streaming import PointerDecoder, PointerState, Rows
 from decoders.reading import Piece
 
 BEGIN, END = 1, 2
@@ -75,7 +73,7 @@ class PointerSpeech:
         """A fresh reply."""
         return SpeechState(seed)
 
-    def take(self, state: SpeechState, row: Tensor, pieces: Sequence[Piece]) -> None:
+    def take(self, state: SpeechState, row: Rows, pieces: Sequence[Piece]) -> None:
         """One LLM token as a text position [1, d], and the pieces of text that became certain with it."""
         own = self._newest(state)
         ends = next((index for index, piece in enumerate(pieces) if piece.phones and piece.phones[-1] == END), None)

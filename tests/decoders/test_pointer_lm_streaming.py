@@ -59,7 +59,7 @@ def speak(decoder: PointerDecoder, sizes: list[int], seed: int = 0) -> list[Writ
 
 
 def test_codes_are_those_that_training_finds_likeliest(net: PointerLM) -> None:
-    codes = speak(PointerDecoder(net, GREEDY, engine="float"), [TOKENS])
+    codes = speak(PointerDecoder(net, GREEDY, int8=False), [TOKENS])
     digits = torch.tensor([code.digits for code in codes], dtype=torch.uint8)
     pointer = torch.tensor([code.phone for code in codes])
     embeddings, hidden = said()
@@ -86,9 +86,9 @@ def test_codes_are_those_that_training_finds_likeliest(net: PointerLM) -> None:
     assert len(set(digits.flatten().tolist())) > 3 and len(codes) > 20
 
 
-@pytest.mark.parametrize("engine", ["float", "auto"])
-def test_any_grouping_gives_the_same_codes(net: PointerLM, engine: str) -> None:
-    decoder = PointerDecoder(net, PointerDrawConfig(longest_phone_s=0.3), engine)
+@pytest.mark.parametrize("int8", [False, True])
+def test_any_grouping_gives_the_same_codes(net: PointerLM, int8: bool) -> None:
+    decoder = PointerDecoder(net, PointerDrawConfig(longest_phone_s=0.3), int8=int8)
     whole = speak(decoder, [TOKENS])
     assert speak(decoder, [1] * TOKENS) == whole
     assert speak(decoder, [5, 5, 3]) == whole
@@ -106,7 +106,7 @@ def test_every_phone_is_passed_in_order_and_none_lasts_too_long(net: PointerLM) 
 
 
 def test_int8_is_near_the_floats(net: PointerLM) -> None:
-    exact, rough = (PointerDecoder(net, GREEDY, engine) for engine in ("float", "auto"))
+    exact, rough = (PointerDecoder(net, GREEDY, int8=int8) for int8 in (False, True))
     rows = exact.project(*said())
     made = []
     for decoder in (exact, rough):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from decoders.int8 import ENGINES, Int8Embedding, Int8Linear, SplitLinear, quantize_rows
+from agent.int8 import ENGINES, Int8Embedding, Int8Linear, SplitLinear, quantize_rows
 
 AVAILABLE = [engine for engine in ENGINES if engine in torch.backends.quantized.supported_engines]
 
