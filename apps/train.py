@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from apps import train_predictor
+from apps import train_codes, train_corpus, train_flow, train_predictor, train_projector, train_tokenizer, train_voice_lm
 
 PARTS = {
+    "corpus": (train_corpus.add_arguments, train_corpus.run_training, "what the voice learns from: the LLM's replies and their phones"),
+    "flow": (train_flow.add_arguments, train_flow.run_training, "the voice: codes to latents in one or two steps"),
+    "tokenizer": (train_tokenizer.add_arguments, train_tokenizer.run_training, "speech codes and back, from the teacher's latents"),
+    "codes": (train_codes.add_arguments, train_codes.run_codes, "the teacher's speech of all replies, as codes"),
+    "voice-lm": (train_voice_lm.add_arguments, train_voice_lm.run_training, "speech codes from the LLM's tokens and hidden states"),
     "predictor": (train_predictor.add_arguments, train_predictor.run_training, "when to take, keep or give up the floor"),
+    "projector": (train_projector.add_arguments, train_projector.run_training, "speech straight into the language model"),
 }
 
 
