@@ -37,8 +37,8 @@ from duplex.errors import ConfigError, OutputError, WeightsError
 SAMPLING = SamplingConfig(temperature=0.8, top_k=50, top_p=0.9)
 BLOCK = {"cuda": 16_384, "cpu": 256}  # questions drawn together
 SHARE_OF_TEXTS = 0.1
-MEGABYTES_AN_HOUR = 22.0
-TOKENS_AN_HOUR = 11_500
+MEGABYTES_AN_HOUR = 19.0
+TOKENS_AN_HOUR = 10_000
 TOKENS_A_SECOND = {"cuda": 60_000.0, "cpu": 15.0}
 
 

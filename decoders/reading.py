@@ -27,6 +27,7 @@ from decoders.text_stream import Detokenize, TextStream
 
 _ENDS = frozenset(".!?")
 _REMEMBERED = 3  # words before that a pronunciation may depend on ("has read")
+_MOST_KNOWN = 50_000  # words
 _PROBES = ("apple", "banana")  # a word that sounds alike before both, and before nothing, need not wait
 
 
@@ -79,6 +80,7 @@ class TextReader:
         if most_phones < 30:
             raise ValueError(f"a sentence may have {most_phones} phones; choose 30 or more")
         self.phonemize, self.table, self.detokenize, self.most_phones = phonemize, table, detokenize, most_phones
+        self._depending: dict[str, bool] = {}
         self._begin, self._end, self._space = (tuple(table.phones(symbol)) for symbol in (BEGIN, END, SPACE))
 
     def open(self) -> ReadingState:
@@ -138,14 +140,18 @@ class TextReader:
         if pending is not None:
             self._say(state, piece.words[0], pieces)
         state.pending = piece
-        if piece.mark or last or not self._depends(state, piece):
+        if piece.mark or last or not self._depends(piece.words[-1]):
             self._say(state, "", pieces, last=last)
 
-    def _depends(self, state: ReadingState, piece: Spoken) -> bool:
-        """Whether the last word of the piece sounds different before different words."""
-        before = [*state.said, *piece.words]
-        alone = self.phonemize(before)[-1]
-        return any(self.phonemize([*before, probe])[-2] != alone for probe in _PROBES)
+    def _depends(self, word: str) -> bool:
+        """Whether a word sounds different before different words; remembered."""
+        known = self._depending.get(word)
+        if known is None:
+            alone = self.phonemize([word])[0]
+            known = any(self.phonemize([word, probe])[0] != alone for probe in _PROBES)
+            if len(self._depending) < _MOST_KNOWN:
+                self._depending[word] = known
+        return known
 
     def _say(self, state: ReadingState, following: str, pieces: list[Piece], *, last: bool = False) -> None:
         """Give the pending piece out, spoken before the word `following` ("" for a pause)."""
