@@ -1,6 +1,9 @@
 """Codes to sound, while the codes are still coming: flow, then vocoder, for one response at a time.
 
-    codes (25 Hz) -> [look-ahead] -> flow, by chunks -> mel frames (50 Hz) -> [hold] -> vocoder -> 24 kHz
+    codes -> [look-ahead] -> flow, by chunks -> mel frames (or latents) -> [hold] -> vocoder -> 24 kHz
+
+All rates are those of the flow and the vocoder. The figures that follow are of the full size (25 codes and 50 mel frames a second), then of
+the small voice.
 
 When the first sound comes. The flow computes whole chunks (25 codes) on a grid that begins with the voice's prompt, and looks 3 codes
 ahead; the vocoder holds back 8 frames (4 codes). So the first step is the first end of a chunk that makes `first_audio_ms` of sound; let
@@ -13,7 +16,10 @@ Later steps take a hop of 25, then 50, then 100 codes, because each costs the sa
 while more sound waits to be played than the hop lasts. The caller may say how much that is in `state.ahead_s`; unsaid, it is trusted. The
 hop is the response's own. The last step is masked like the rest (CosyVoice2 runs it with full attention over everything).
 
-Shapes: n codes, P prompt codes, R mel frames per code (2), M mel bands, S samples per frame (480).
+The small voice (`VOICE_STEPS`) has no prompt, chunks of 5 codes (232 ms), 2 of look-ahead and 11 frames held: first sound after 7 codes,
+107 ms of it, the next 232 ms after 12 codes, then after every five.
+
+Shapes: n codes, P prompt codes, R mel frames per code (2; small 4), M mel bands, S samples per frame (480; small 278.64).
 """
 
 from __future__ import annotations
@@ -85,7 +91,8 @@ class VocoderSizes(Protocol):
     @property
     def hold_frames(self) -> int: ...
     @property
-    def frame_samples(self) -> int: ...
+    def frame_samples(self) -> float:
+        """Not always a whole number."""
 
 
 class MelToSound(Protocol):
@@ -104,7 +111,7 @@ class Token2WavConfig:
     """When codes become sound."""
 
     first_audio_ms: float = 320.0
-    """Least length of the first sound; more starts later, less leaves less time until the second is due (25 codes later)."""
+    """Least length of the first sound; more starts later, less leaves less time until the second is due (a hop later)."""
     align_prompt: bool = True
     """Whether a prompt may be shortened so that the first sound comes as early as `first_audio_ms` allows."""
     hop_codes: int = 25
@@ -125,6 +132,10 @@ class Token2WavConfig:
             raise ValueError(f"token2wav.growth must be at least 1, not {self.growth}")
         if self.vocoder_frames < 1:
             raise ValueError(f"token2wav.vocoder_frames must be at least 1, not {self.vocoder_frames}")
+
+
+VOICE_STEPS = Token2WavConfig(first_audio_ms=90.0, hop_codes=5, max_hop_codes=5, growth=1, vocoder_frames=20)
+"""When the small voice speaks: as early as it can, then chunk by chunk; its codes come in groups of 15 and are waited for as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,5 +325,7 @@ class Token2Wav:
         return Sound(samples, self._sounded(state))
 
     def _sounded(self, state: Token2WavState) -> int:
-        """Whole codes within the samples that were returned."""
-        return state.samples // (self.vocoder.config.frame_samples * self.flow.config.ratio)
+        """Whole codes within the samples that were returned; at the end all, though the last may be a part of a sample short."""
+        if state.flow_ended and state.mel is None:
+            return state.received
+        return int(state.samples // (self.vocoder.config.frame_samples * self.flow.config.ratio))
