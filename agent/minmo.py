@@ -96,11 +96,7 @@ def load_voice(
 
     Raises WeightsError when the folder is not that model's, InputError for a sample that is no voice sample.
     """
-    prompt = kept_sample(
-        sample or shipped_sample(),
-        (folder / "speech_tokenizer_v2.onnx", folder / "campplus.onnx"),
-        lambda tokenizer, speaker: (load_s3_tokenizer(tokenizer), load_speaker_encoder(speaker)),
-    )
+    prompt = load_prompt(folder, sample or shipped_sample())
     lm = voice_lm_checkpoint.load(folder, dtype, device, config.lm(VoiceLMConfig()))
     flow = flow_checkpoint.load(
         folder / "flow.pt", config.flow(FlowConfig()), dtype=getattr(torch, config.flow_dtype), device=device
@@ -109,10 +105,27 @@ def load_voice(
     return join_voice(lm, Token2Wav(flow, vocoder, config.token2wav), thinker, prompt, config, bridge=True)
 
 
+def load_prompt(folder: Path, sample: VoiceSample) -> VoicePrompt:
+    """A sample as the networks in CosyVoice2-0.5B's official folder read it, or as it is kept since they did.
+
+    Raises WeightsError when the folder is not that model's, InputError for a sample that is no voice sample.
+    """
+    return kept_sample(
+        sample,
+        (folder / "speech_tokenizer_v2.onnx", folder / "campplus.onnx"),
+        lambda tokenizer, speaker: (load_s3_tokenizer(tokenizer), load_speaker_encoder(speaker)),
+    )
+
+
+def tiny_prompt(sample: VoiceSample) -> VoicePrompt:
+    """A sample as networks with random weights read it. Raises InputError for a sample that is no voice sample."""
+    return read_sample(sample, S3Tokenizer.tiny(), CamPlus.tiny())
+
+
 def tiny_voice(config: TokenVoiceConfig, thinker: Thinker, sample: VoiceSample | None, *, bridge: bool) -> TokenVoice:
     """The same voice with a few hundred kB of random weights: no file, no sense, every code path."""
     config = replace(config, steps=min(config.steps, 2))
-    prompt = read_sample(sample or shipped_sample(), S3Tokenizer.tiny(), CamPlus.tiny())
+    prompt = tiny_prompt(sample or shipped_sample())
     lm = voice_lm_checkpoint.tiny(0, thinker.vocabulary_rows, rules=config.lm(VoiceLMConfig()))
     flow = flow_checkpoint.tiny(0, config.flow(flow_checkpoint.TINY))
     return join_voice(lm, Token2Wav(flow, hift_checkpoint.tiny(0), config.token2wav), thinker, prompt, config, bridge=bridge)

@@ -22,6 +22,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from agent.host import Host, HostFull
 from apps.realtime_conversation import RESUME_S, Conversation
+from apps.realtime_models import choose_model
 from apps.realtime_settings import ProtocolError
 from duplex.errors import ConfigError
 from duplex.events import Event
@@ -91,8 +92,6 @@ class Door:
 
     host: Host
     access: AccessConfig = field(default_factory=AccessConfig)
-    voices: Mapping[str, Any] = field(default_factory=dict)
-    """Name -> speaker, in the form that the profile's voice makes; besides its own."""
     on_event: Callable[[Event], None] | None = None
     """Told every event of every conversation."""
     on_error: Callable[[str], None] | None = None
@@ -136,10 +135,14 @@ class Door:
             return
         await socket.accept("realtime" if "realtime" in protocols else None)
         try:
-            kept, failure = await self._conversation(socket.query_params.get("resume"))
+            kept, failure = await self._conversation(socket.query_params.get("resume"), socket.query_params.get("model"))
         except HostFull as full:
             self._tell(self.on_refused, "draining" if self.host.draining else "full")
-            await _refuse(socket, ProtocolError("server_full", str(full)))
+            await _refuse(socket, ProtocolError("server_full", str(full)), 1013)
+            return
+        except ProtocolError as error:
+            self._tell(self.on_refused, "model")
+            await _refuse(socket, error, 1008)
             return
         kept.connection = asyncio.current_task()
         try:
@@ -148,8 +151,11 @@ class Door:
             if kept.connection is asyncio.current_task():
                 kept.connection = None
 
-    async def _conversation(self, token: str | None) -> tuple[_Kept, ProtocolError | None]:
-        """The conversation that waits for this token, or a new one and why it is not the old one. Raises HostFull."""
+    async def _conversation(self, token: str | None, model: str | None) -> tuple[_Kept, ProtocolError | None]:
+        """The conversation that waits for this token, or a new one and why it is not the old one.
+
+        Raises HostFull, and ProtocolError for a model that is not there.
+        """
         failure = None
         if token is not None:
             for kept in self._kept:
@@ -161,7 +167,7 @@ class Door:
             failure = ProtocolError(
                 "resume_failed", "There is no conversation to resume by this token; this is a new one.", "resume"
             )
-        conversation = Conversation(self.host, self.access.longest_session_s, self.voices, self.on_event)
+        conversation = Conversation(self.host, self.access.longest_session_s, choose_model(self.host, model), self.on_event)
         running = asyncio.create_task(conversation.run(), name="conversation")
         kept = _Kept(conversation, running)
         ready = asyncio.create_task(conversation.ready.wait())
@@ -289,11 +295,12 @@ async def _write(socket: WebSocket, conversation: Conversation) -> None:
             await socket.send_text(conversation.outbox.take())
 
 
-async def _refuse(socket: WebSocket, error: ProtocolError) -> None:
+async def _refuse(socket: WebSocket, error: ProtocolError, code: int) -> None:
     with contextlib.suppress(Exception):
-        told = {"type": "server_error", "code": error.code, "message": error.message, "param": None, "event_id": None}
+        kind = "server_error" if code == 1013 else "invalid_request_error"
+        told = {"type": kind, "code": error.code, "message": error.message, "param": error.param, "event_id": None}
         await socket.send_json({"type": "error", "event_id": "event_refused", "error": told})
-    await _quietly(socket.close(1013, error.code))
+    await _quietly(socket.close(code, error.code))
 
 
 async def _quietly(closing: Any) -> None:

@@ -17,13 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from agent.host import Host, HostFull
+from agent.host import Host, HostFull, Loaded
+from agent.response import Manner
 from agent.session import Session
 from apps.realtime_audio import SoundIn
 from apps.realtime_items import Item, message, new_id
+from apps.realtime_models import check_model
 from apps.realtime_outbox import Outbox
 from apps.realtime_scribe import Scribe
-from apps.realtime_settings import DEFAULT_DETECTION, ProtocolError, Settings, text_of
+from apps.realtime_settings import DEFAULT_DETECTION, OWN_VOICE, ProtocolError, Settings, text_of
 from apps.realtime_transport import MOST_WAITING_S, SocketTransport
 from duplex.audio import Samples, seconds
 from duplex.events import Event, Levels, ResponseEnded
@@ -39,9 +41,9 @@ class Conversation:
     """A session in a host's place. `run` holds the place until `end`; the rest is called from the event loop."""
 
     def __init__(
-        self, host: Host, longest_s: float, voices: Mapping[str, Any] | None = None, on_event: Callable[[Event], None] | None = None
+        self, host: Host, longest_s: float, loaded: Loaded | None = None, on_event: Callable[[Event], None] | None = None
     ) -> None:
-        """longest_s: after so long it ends. voices: name -> speaker, besides the profile's own. on_event: told every event."""
+        """longest_s: after so long it ends. loaded: one of the host's; None takes its default. on_event: told every event."""
         self.id = new_id("sess")
         self.token = secrets.token_urlsafe(24)
         self.outbox = Outbox()
@@ -49,7 +51,8 @@ class Conversation:
         self.ready = asyncio.Event()
         self.timed_out = self.failed = False
         self._host, self._longest_s, self._on_event = host, longest_s, on_event
-        self._voices: dict[str, Any] = {"default": None, **(voices or {})}
+        self._loaded = loaded or host.default
+        self._voices: dict[str, Any] = {OWN_VOICE: None, **self._loaded.voices}
         self._ends_at = time.monotonic() + longest_s
         self._transport = SocketTransport(self._deliver)
         self._session: Session | None = None
@@ -76,7 +79,7 @@ class Conversation:
     async def run(self) -> None:
         """The whole conversation. Raises HostFull at once when there is no place. Cancelling ends it."""
         try:
-            async with self._host.session(self._transport) as session:
+            async with self._host.session(self._transport, loaded=self._loaded) as session:
                 self._session = session
                 self._settings = Settings(
                     session.manner.system_prompt, self._settings.voice, self._settings.voices, turn_detection=DEFAULT_DETECTION
@@ -111,6 +114,7 @@ class Conversation:
     def detach(self) -> None:
         """The connection is lost: be silent until someone comes back."""
         self.outbox.go_away()
+        self._scribe.lost()
         if self._session is not None:
             self._session.cancel_response()
 
@@ -131,12 +135,13 @@ class Conversation:
         """The `session` object."""
         return {
             "id": self.id,
-            "model": self._host.profile.name,
+            "model": self._loaded.profile.name,
             "expires_at": round(time.time() + self._ends_at - time.monotonic()),
             **self._settings.as_dict(),
             "duologue": {
                 "protocol": 1,
-                "profile": self._host.profile.name,
+                "profile": self._loaded.profile.name,
+                "profiles": list(self._host.loaded),
                 "voices": list(self._voices),
                 "levels": self._settings.levels,
                 "resume_token": self.token,
@@ -176,7 +181,7 @@ class Conversation:
             times = {"audio_start_ms": round(1000 * seconds(since)), "audio_end_ms": round(1000 * seconds(at))}
             self.outbox.put({"type": "input_audio_buffer.timeout_triggered", "item_id": new_id("item"), **times})
             if (epoch := session.respond()) is not None:
-                self._scribe.asked(epoch, self._settings.spoken, None)
+                self._scribe.asked(epoch, self._settings.spoken, self._settings.output_format)
 
     # -- the client's side --------------------------------------------------------------------------------------------------------
 
@@ -211,22 +216,24 @@ class Conversation:
         return self._session
 
     def _update(self, event: Mapping[str, Any]) -> None:
+        check_model(self._host, self._loaded, event.get("session"))
         new, session = self._settings.updated(event.get("session")), self._live
         self._check(session, new)
-        if new.voice != self._settings.voice:
-            session.change_voice(self._voices[new.voice])
         if new.detection != self._settings.detection:
             session.detection = new.detection
         if new.input_format != self._settings.input_format:
             self._sound_in = SoundIn(new.input_format)
         self._settings = new
-        session.manner = new.manner(session.manner, session.config.response.most_tokens)
+        session.manner = self._manner(session, new)
         self._scribe.levels, self._scribe.spoken, self._scribe.audio_format = new.levels, new.spoken, new.output_format
         self.outbox.put({"type": "session.updated", "session": self.describe()})
 
+    def _manner(self, session: Session, settings: Settings) -> Manner:
+        return settings.manner(session.config.response.most_tokens, self._voices[settings.voice])
+
     def _check(self, session: Session, settings: Settings) -> None:
         try:
-            session.check_manner(settings.manner(session.manner, session.config.response.most_tokens))
+            session.check_manner(self._manner(session, settings))
         except ValueError as error:
             raise ProtocolError(
                 "context_full", f"The instructions and tools are too long: {error}.", "session.instructions"
@@ -348,7 +355,7 @@ class Conversation:
         if self._scribe.responding is not None or session.responding is not None:
             raise ProtocolError("conversation_already_has_active_response", "A response is being given; cancel it first.")
         settings = self._settings if asked is None else self._settings.for_response(asked)
-        manner = settings.manner(session.manner, session.config.response.most_tokens)
+        manner = self._manner(session, settings)
         if asked is not None:
             self._check(session, settings)
         metadata = asked.get("metadata") if isinstance(asked, Mapping) else None
@@ -359,7 +366,7 @@ class Conversation:
                 code = "conversation_already_has_active_response"
                 self.fail(ProtocolError(code, "The floor is not free: the user or the agent is speaking."), event.get("event_id"))
             else:
-                self._scribe.asked(epoch, settings.spoken, metadata)
+                self._scribe.asked(epoch, settings.spoken, settings.output_format, metadata)
 
         self._order(respond)
 

@@ -26,10 +26,19 @@ from duplex.events import (
     SpeculationDiscarded,
     SpeechLabelled,
     Trouble,
+    TroubleCode,
     UserStarted,
     UserStopped,
     UserTranscript,
 )
+
+TROUBLES: dict[TroubleCode, str] = {
+    "too_slow": "The agent's voice broke off for a moment: the server cannot keep up. "
+    "Fewer conversations at once, or a smaller profile, would help.",
+    "response_failed": "The agent could not answer: something failed on the server, whose log says what. Ask again.",
+    "listening_failed": "The agent did not hear what was said: something failed on the server, whose log says what. Say it again.",
+}
+"""What a client's user reads, where the words of the event are for somebody who sits at the server."""
 
 
 @dataclass(slots=True)
@@ -48,6 +57,8 @@ class _Answer:
     text: str = ""
     sent: int = 0
     output: list[dict[str, Any]] = field(default_factory=list)
+    silenced: bool = False
+    """Its connection was lost: nobody wants the rest of its sound."""
     ended: ResponseEnded | None = None
     """It is over but for the sound that fades out."""
 
@@ -76,13 +87,18 @@ class Scribe:
 
     # -- what the client asks -----------------------------------------------------------------------------------------------------
 
-    def asked(self, epoch: int, spoken: bool, metadata: Any) -> None:
+    def asked(self, epoch: int, spoken: bool, audio_format: Format, metadata: Any = None) -> None:
         """The client asked for a response, and this is it."""
-        self._open_answer(epoch, spoken, metadata)
+        self._open_answer(epoch, spoken, audio_format, metadata)
 
     def cancelled(self) -> None:
         """What ends next was ended by the client."""
         self._by_client = True
+
+    def lost(self) -> None:
+        """The connection is lost; the sound of the present response ends here, whoever comes back."""
+        if self._answer is not None:
+            self._answer.silenced = True
 
     def added(self, item: Item) -> None:
         """The client added an item."""
@@ -106,6 +122,8 @@ class Scribe:
         if answer is None:
             return
         if self._playing() == answer.epoch and answer.begun and answer.spoken:
+            if answer.silenced:
+                return
             if answer.encoder is None:
                 answer.encoder = SoundOut(answer.audio_format)
             answer.sent += len(frame)
@@ -151,7 +169,7 @@ class Scribe:
                         "duologue.levels", at_ms=_ms(event.at), user_db=round(event.user_db, 1), agent_db=round(event.agent_db, 1)
                     )
             case Trouble():
-                self._put("duologue.trouble", message=event.message)
+                self._put("duologue.trouble", code=event.code, message=TROUBLES.get(event.code, event.message))
 
     def _floor(self, event: FloorChanged) -> None:
         self._put("duologue.floor", floor=event.floor, at_ms=_ms(event.at))
@@ -200,7 +218,7 @@ class Scribe:
     def _started(self, event: ResponseStarted) -> None:
         answer = self._answer
         if answer is None or answer.epoch != event.epoch:
-            answer = self._open_answer(event.epoch, self.spoken, None)
+            answer = self._open_answer(event.epoch)
         self._begin_message(answer)
         latency = None if event.latency_s is None else round(1000 * event.latency_s)
         self._put("duologue.latency", response_id=answer.id, item_id=answer.item_id, response_ms=latency)
@@ -218,7 +236,7 @@ class Scribe:
     def _call(self, event: FunctionCalled) -> None:
         answer = self._answer
         if answer is None or answer.epoch != event.epoch:
-            answer = self._open_answer(event.epoch, self.spoken, None)
+            answer = self._open_answer(event.epoch)
         item_id = new_id("item")
         body = function_call(item_id, event.call_id, event.name, event.arguments)
         place = {"response_id": answer.id, "item_id": item_id, "output_index": len(answer.output) + int(answer.begun)}
@@ -243,7 +261,7 @@ class Scribe:
         answer = self._answer
         if answer is None or answer.epoch != event.epoch:
             if event.reason == "failed":
-                self._done(self._open_answer(event.epoch, self.spoken, None), "failed", None)
+                self._done(self._open_answer(event.epoch), "failed", None)
             return
         self._said(event.epoch, event.heard, event.text, final=True)
         if event.stop_latency_s is not None:
@@ -253,11 +271,15 @@ class Scribe:
         if self._playing() != answer.epoch or event.reason in ("completed", "failed"):
             self._close_answer(answer, event)
 
-    def _open_answer(self, epoch: int, spoken: bool, metadata: Any) -> _Answer:
+    def _open_answer(
+        self, epoch: int, spoken: bool | None = None, audio_format: Format | None = None, metadata: Any = None
+    ) -> _Answer:
+        """spoken, audio_format: None for the session's."""
         if self._answer is not None and self._answer.ended is not None:
             self._close_answer(self._answer, self._answer.ended)
         self._by_client = False
-        answer = self._answer = _Answer(epoch, new_id("resp"), new_id("item"), spoken, metadata, audio_format=self.audio_format)
+        spoken, audio_format = self.spoken if spoken is None else spoken, audio_format or self.audio_format
+        answer = self._answer = _Answer(epoch, new_id("resp"), new_id("item"), spoken, metadata, audio_format=audio_format)
         self._put("response.created", response=self._body(answer, "in_progress", None))
         return answer
 

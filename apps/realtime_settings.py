@@ -18,6 +18,8 @@ from apps.realtime_audio import RATE_HZ, Format
 MOST_CHARACTERS = 20_000
 """The longest text that a client may send in one piece: instructions, a text item, the result of a function."""
 MOST_TOOLS = 64
+OWN_VOICE = "default"
+"""The name of the profile's own voice."""
 PATIENCE = {"low": (1.6, 8.0), "medium": (1.0, 4.0), "auto": (1.0, 4.0), "high": (0.7, 2.0)}
 """Eagerness -> how far silences are stretched, and the longest silence in seconds."""
 
@@ -61,7 +63,7 @@ class Settings:
             if audio.get("input") is not None:
                 new = new._with_input(_object(audio["input"], "session.audio.input"))
             if audio.get("output") is not None:
-                new = new._with_output(_object(audio["output"], "session.audio.output"))
+                new = new._with_output(audio["output"], "session.audio.output")
         if session.get("duologue") is not None:
             levels = _object(session["duologue"], "session.duologue").get("levels", new.levels)
             if not isinstance(levels, bool):
@@ -75,13 +77,16 @@ class Settings:
         for key, none in (("conversation", "auto"), ("input", None)):
             if response.get(key, none) not in (none, None):
                 raise ProtocolError("unsupported_value", f"response.{key} is not supported.", f"response.{key}")
-        return self._with_words(response, "response")
+        new = self._with_words(response, "response")
+        audio = response.get("audio")
+        output = None if audio is None else _object(audio, "response.audio").get("output")
+        return new if output is None else new._with_output(output, "response.audio.output")
 
-    def manner(self, before: Manner, longest: int) -> Manner:
-        """How our conversation responds. longest: what the profile allows, in tokens."""
+    def manner(self, longest: int, speaker: Any) -> Manner:
+        """How our conversation responds. longest: what the profile allows, in tokens. speaker: whom `voice` names."""
         tools = self.tools if self.tool_choice != "none" else ()
         most = longest if self.most_tokens is None else min(self.most_tokens, longest)
-        return replace(before, system_prompt=self.instructions, spoken=self.spoken, most_tokens=most, tools=tools)
+        return Manner(self.instructions, self.spoken, most, tools, speaker)
 
     def as_dict(self) -> dict[str, Any]:
         """The part of the `session` object that tells the settings."""
@@ -139,16 +144,16 @@ class Settings:
             new = new._with_detection(given["turn_detection"])
         return new
 
-    def _with_output(self, given: Mapping[str, Any]) -> Settings:
-        new = self
+    def _with_output(self, value: Any, where: str) -> Settings:
+        given, new = _object(value, where), self
         if given.get("format") is not None:
-            new = replace(new, output_format=_format(given["format"], "session.audio.output.format"))
+            new = replace(new, output_format=_format(given["format"], f"{where}.format"))
         if given.get("voice") is not None:
             voice = given["voice"]
             if isinstance(voice, Mapping):
                 voice = voice.get("id")
             if not isinstance(voice, str):
-                raise ProtocolError("invalid_type", "voice is a name.", "session.audio.output.voice")
+                raise ProtocolError("invalid_type", "voice is a name.", f"{where}.voice")
             new = replace(new, voice=voice if voice in self.voices else self.voices[0])
         return new
 

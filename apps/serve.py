@@ -8,10 +8,12 @@ import os
 from pathlib import Path
 
 from agent.host import Host
-from agent.profiles import load_profile
+from agent.profiles import Profile, load_profile
+from agent.speakers import can_clone, check_can_clone
 from apps.interrupts import put_off
 from apps.realtime import AccessConfig
 from apps.serve_app import DrainingServer, build_app
+from apps.voice_flags import add_named_voice_arguments, named_voices_of
 from duplex.errors import ConfigError
 
 DEFAULT_PORT = 8765
@@ -31,8 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drain-s", type=float, default=20.0, help="how long SIGTERM lets responses end (default: 20)")
     parser.add_argument("--ssl-certfile", help="certificate, for wss")
     parser.add_argument("--ssl-keyfile", help="its key")
-    parser.add_argument("--profile", default="edge", help="profile name or YAML file (default: edge)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a profile key")
+    parser.add_argument(
+        "--profile",
+        default="edge",
+        help="profile name or YAML file, or several with commas, for clients to choose among; the first is the usual one (default: edge)",
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of every profile")
+    add_named_voice_arguments(parser)
 
 
 def access_from(args: argparse.Namespace) -> AccessConfig:
@@ -44,14 +51,37 @@ def access_from(args: argparse.Namespace) -> AccessConfig:
 
 
 def host_from(args: argparse.Namespace) -> Host:
-    """The loaded profile that the command line asks for. Raises ConfigError (the certificate's options among it), WeightsError."""
+    """The loaded profiles and voices that the command line asks for.
+
+    Raises ConfigError (the certificate's options among it), WeightsError, InputError for a sample that is no voice sample.
+    """
     check_certificate(args)
-    profile = load_profile(args.profile, args.set)
+    profiles = profiles_from(args)
     if args.max_sessions < 1:
         raise ConfigError("--max-sessions must be at least 1.")
-    print(f"Loading the profile {profile.name} ...", flush=True)
+    voices = named_voices_of(args)
+    if voices and not any(map(can_clone, profiles)):
+        check_can_clone(profiles[0])
+    for profile in profiles:
+        if voices and not can_clone(profile):
+            print(f"The voice of the profile {profile.name} cannot be cloned; it keeps its own.")
+    print(f"Loading the profile{'s' if len(profiles) > 1 else ''} {', '.join(one.name for one in profiles)} ...", flush=True)
     with put_off():
-        return Host.load(profile, args.max_sessions)
+        return Host.load(profiles[0], args.max_sessions, profiles[1:], voices)
+
+
+def profiles_from(args: argparse.Namespace) -> list[Profile]:
+    """The profiles that the command line names, the usual one first. Raises ConfigError."""
+    names = [name.strip() for name in args.profile.split(",")]
+    profiles = [load_profile(name, args.set) for name in names if name]
+    if not profiles:
+        raise ConfigError("--profile names no profile.")
+    for index, profile in enumerate(profiles):
+        if profile.name in [one.name for one in profiles[:index]]:
+            raise ConfigError(
+                f"--profile {args.profile}: two profiles are called {profile.name}; leave one out, or rename its file."
+            )
+    return profiles
 
 
 def check_certificate(args: argparse.Namespace) -> None:

@@ -6,18 +6,20 @@ import asyncio
 import hmac
 import signal
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response, WebSocket
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 
 from agent.host import Host
 from apps.realtime import AccessConfig, Door
+from apps.realtime_models import models_list
 from apps.serve_metrics import Metrics
+from apps.serve_protocol import AnsweredProtocol
 from duplex.errors import DeviceError
 
 DEAD_S = 45.0
@@ -26,13 +28,12 @@ HEARTBEAT_S = 20.0
 """How often a client is pinged, and how long it may take to answer."""
 
 
-def build_app(host: Host, access: AccessConfig, voices: Mapping[str, Any] | None = None) -> FastAPI:
+def build_app(host: Host, access: AccessConfig) -> FastAPI:
     """The application; `app.state.door` and `app.state.metrics` are its parts. It opens and closes the host with its lifespan."""
     metrics = Metrics(host)
     door = Door(
         host,
         access,
-        voices or {},
         on_event=metrics.take,
         on_error=lambda code: metrics.errors.labels(code).inc(),
         on_refused=lambda reason: metrics.refused.labels(reason).inc(),
@@ -64,12 +65,19 @@ def build_app(host: Host, access: AccessConfig, voices: Mapping[str, Any] | None
             return PlainTextResponse("full", 503)
         return PlainTextResponse("ready")
 
-    @app.get("/metrics")
-    async def figures(request: Request) -> Response:
+    def locked(request: Request) -> Response | None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ").encode("utf-8", "replace")
         if access.api_key is not None and not hmac.compare_digest(given, access.api_key.encode()):
             return PlainTextResponse("The API key is missing or wrong.", 401)
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+        return None
+
+    @app.get("/metrics")
+    async def figures(request: Request) -> Response:
+        return locked(request) or Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> Response:
+        return locked(request) or JSONResponse(models_list(host))
 
     return app
 
@@ -84,6 +92,7 @@ class DrainingServer(uvicorn.Server):
                 app,
                 access.host,
                 port,
+                ws=AnsweredProtocol,
                 ws_max_size=access.most_message_bytes,
                 ws_ping_interval=HEARTBEAT_S,
                 ws_ping_timeout=HEARTBEAT_S,

@@ -12,8 +12,9 @@ from agent.build import session_config
 from agent.host import Host
 from apps import serve
 from apps.realtime import AccessConfig, is_local
+from apps.realtime_settings import OWN_VOICE
 from apps.serve_app import DrainingServer, build_app
-from apps.web_blocks import PageConfig, mount_page
+from apps.web_blocks import PageConfig, ProfileChoice, mount_page
 
 DEFAULT_PORT = 7860
 
@@ -44,10 +45,8 @@ def run(args: argparse.Namespace) -> int:
 def web_app(host: Host, access: AccessConfig) -> FastAPI:
     """The server's application with the page at `/`."""
     app = build_app(host, access)
-    page = PageConfig(
-        profiles=(host.profile.name,),
-        voices=("default", *app.state.door.voices),
-        instructions=session_config(host.profile).response.system_prompt,
-        asks_key=access.api_key is not None,
-    )
-    return mount_page(app, page)
+    profiles = {
+        name: ProfileChoice((OWN_VOICE, *one.voices), session_config(one.profile).response.system_prompt)
+        for name, one in host.loaded.items()
+    }
+    return mount_page(app, PageConfig(profiles, asks_key=access.api_key is not None))

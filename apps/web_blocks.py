@@ -6,9 +6,12 @@ Gradio's own assets are served from here; the page's content security policy for
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
@@ -42,16 +45,36 @@ _CONFIGURE = """(profile, voice, instructions, eagerness, key) => {
 }"""
 
 
+_CHOOSE = """(choices) => (profile, voice, instructions) => {
+  const { voices, instructions: prompt } = choices[profile];
+  const own = !Object.values(choices).some((choice) => choice.instructions === instructions);
+  const value = voices.includes(voice) ? voice : voices[0];
+  const offered = { choices: voices.map((name) => [name, name]), value, visible: voices.length > 1 };
+  return [{ __type__: "update", ...offered }, own ? instructions : prompt];
+}"""
+"""The voices of another profile, and its system prompt unless the user has written one."""
+
+
+@dataclass(frozen=True)
+class ProfileChoice:
+    """One profile that the server has loaded."""
+
+    voices: tuple[str, ...]
+    """Its voices, its own first; asked for only when there are several."""
+    instructions: str
+    """The system prompt to begin with."""
+
+    def __post_init__(self) -> None:
+        if not self.voices:
+            raise ValueError("a profile has at least one voice")
+
+
 @dataclass(frozen=True)
 class PageConfig:
     """What the page offers."""
 
-    profiles: tuple[str, ...]
-    """Profiles that the server has loaded; the first is chosen."""
-    voices: tuple[str, ...]
-    """Voices of the profile; asked for only when there are several."""
-    instructions: str
-    """The system prompt to begin with."""
+    profiles: Mapping[str, ProfileChoice]
+    """By name; the first is chosen."""
     asks_key: bool = False
     """Whether the server wants an access key."""
 
@@ -62,18 +85,17 @@ class PageConfig:
 
 def build_page(config: PageConfig) -> gr.Blocks:
     """The page by itself."""
+    names, first = list(config.profiles), next(iter(config.profiles.values()))
     page: gr.Blocks
     with gr.Blocks(title="Duologue", analytics_enabled=False) as page:
         gr.HTML("<h1>Duologue</h1>", padding=False)
         gr.HTML(html_template=(ASSETS / "page.html").read_text(encoding="utf-8"), js_on_load=_START, apply_default_css=False)
         with gr.Accordion("Settings", open=False, elem_id="settings"):
-            profile = gr.Dropdown(
-                list(config.profiles), value=config.profiles[0], label="Profile", interactive=len(config.profiles) > 1
-            )
-            voices = list(config.voices) or [""]
-            voice = gr.Dropdown(voices, value=voices[0], label="Voice", visible=len(voices) > 1)
+            about: dict[str, Any] = {"info": "Whom you talk with from the next Talk on."} if len(names) > 1 else {}
+            profile = gr.Dropdown(names, value=names[0], label="Profile", interactive=len(names) > 1, **about)
+            voice = gr.Dropdown(list(first.voices), value=first.voices[0], label="Voice", visible=len(first.voices) > 1)
             instructions = gr.Textbox(
-                config.instructions,
+                first.instructions,
                 label="System prompt",
                 info="What the agent is told to be; it holds from its next answer on.",
                 lines=3,
@@ -87,7 +109,12 @@ def build_page(config: PageConfig) -> gr.Blocks:
             key = gr.Textbox("", label="Access key", type="password", visible=config.asks_key)
         settings = [profile, voice, instructions, eagerness, key]
         page.load(fn=None, inputs=settings, js=_CONFIGURE)
-        for listen in (profile.change, voice.change, eagerness.change, instructions.blur, key.change, key.blur):
+        choices = json.dumps({name: asdict(choice) for name, choice in config.profiles.items()})
+        chosen = profile.change(
+            fn=None, inputs=[profile, voice, instructions], outputs=[voice, instructions], js=f"({_CHOOSE})({choices})"
+        )
+        chosen.then(fn=None, inputs=settings, js=_CONFIGURE)
+        for listen in (voice.change, eagerness.change, instructions.blur, key.change, key.blur):
             listen(fn=None, inputs=settings, js=_CONFIGURE)
     return page
 

@@ -147,7 +147,9 @@ class Page {
   /** Called by the settings' components with {profile, voice, instructions, eagerness, key}. */
   configure(settings) {
     this.settings = settings;
-    this.conversation?.update(settings);
+    if (!this.conversation) return;
+    if (settings.profile === this.conversation.settings.profile) this.conversation.update(settings);
+    else this.remark(`You still talk with ${this.conversation.settings.profile}. Press Stop, then Talk, for ${settings.profile}.`);
   }
 
   // -- the recording ----------------------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def browser_page(
             page.route("**/*", decide)
             page.on("pageerror", lambda error: seen.errors.append(str(error)))
             page.on("console", lambda message: seen.errors.append(message.text) if message.type == "error" else None)
-            page.set_default_timeout(15000)
+            page.set_default_timeout(30000)
             yield page, seen
         finally:
             browser.close()

@@ -87,12 +87,12 @@ class ScriptedRealtime:
         """From the test's thread; waits until they are sent."""
         assert self._socket is not None and self._loop is not None, "nobody is connected"
         for event in events:
-            asyncio.run_coroutine_threadsafe(self._socket.send_json(event), self._loop).result(5)
+            asyncio.run_coroutine_threadsafe(self._socket.send_json(event), self._loop).result(30)
 
     def close(self, code: int) -> None:
         """Closes the connection from this side."""
         assert self._socket is not None and self._loop is not None
-        asyncio.run_coroutine_threadsafe(self._socket.close(code), self._loop).result(5)
+        asyncio.run_coroutine_threadsafe(self._socket.close(code), self._loop).result(30)
 
     def packet(self, item: str, samples: Samples) -> dict[str, Any]:
         """The event that carries [n] agent samples of an item."""
@@ -106,6 +106,11 @@ class ScriptedRealtime:
             self.send(self.packet(item, samples[start : start + 480]))
             time.sleep(max(began + 0.02 * number - time.monotonic(), 0))
 
+    def played_ms(self, item: str) -> float:
+        """How much of an item has left the page's loudspeaker, as the page says."""
+        acks = [event["played_ms"] for event in self.of("duologue.playback.ack") if event["item_id"] == item]
+        return acks[-1] if acks else 0.0
+
     def of(self, kind: str) -> list[dict[str, Any]]:
         """What came of one type."""
         return [event for event in list(self.received) if event["type"] == kind]
@@ -115,7 +120,7 @@ class ScriptedRealtime:
         pcm = b"".join(base64.b64decode(event["audio"]) for event in self.of("input_audio_buffer.append"))
         return np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
 
-    def wait_for(self, condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    def wait_for(self, condition: Callable[[], object], timeout_s: float = 30.0) -> None:
         """Until the condition holds; fails after the time."""
         deadline = time.monotonic() + timeout_s
         while not condition():

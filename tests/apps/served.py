@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from agent.doubles import LevelVad, ScriptedThinker, ToneVoice
-from agent.host import Host
+from agent.host import Host, Loaded
 from agent.parts import Parts
 from agent.profiles import load_profile
 from apps.realtime import AccessConfig, Door
@@ -79,6 +80,14 @@ def doubles(phrases: Mapping[int, str], replies: Sequence[str], word_s: float = 
     return Parts(ToneEars(phrases), LevelVad(), ScriptedThinker(replies), ToneVoice(word_s), RulePredictor())
 
 
+def until(condition: Callable[[], object], within_s: float = 30.0) -> None:
+    """Waits until it holds; a slow machine may take a while."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "what the test waited for did not come"
+        time.sleep(0.02)
+
+
 @dataclass
 class Served:
     """A running server."""
@@ -107,11 +116,12 @@ def served(
     access: AccessConfig | None = None,
     profile: str = "tiny",
     voices: Mapping[str, Any] | None = None,
+    others: Sequence[Loaded] = (),
     overrides: Sequence[str] = ("session.response.group_tokens=1",),
 ) -> Iterator[Served]:
-    """A server on a free port, ended after the block."""
+    """A server on a free port, ended after the block. voices: those of the first profile; others: profiles beside it."""
     access = access or AccessConfig()
-    host = Host(load_profile(profile, list(overrides)), parts, max_sessions=max_sessions)
-    app = build_app(host, access, voices)
+    host = Host(load_profile(profile, list(overrides)), parts, max_sessions=max_sessions, voices=voices, others=others)
+    app = build_app(host, access)
     with running(app, access) as server:
         yield Served(host, app.state.door, server)

@@ -20,8 +20,8 @@ from websockets.sync.client import connect
 
 from apps import serve_app
 from apps.realtime import AccessConfig
+from tests.apps.realtime_client import LONG, PHRASES, QUESTION, STORY, talk
 from tests.apps.served import Served, b64, doubles, served, tone
-from tests.apps.test_realtime import LONG, PHRASES, QUESTION, STORY, talk
 
 EXAMPLES, MESSAGES = 100, 10
 

@@ -11,8 +11,8 @@ from agent.build import build_parts
 from agent.profiles import load_profile
 from apps.bench_clips import clips
 from apps.bench_serve_client import microphone
+from tests.apps.realtime_client import talk
 from tests.apps.served import served
-from tests.apps.test_realtime import talk
 
 
 @pytest.mark.weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -19,8 +20,8 @@ from websockets.sync.client import connect
 from apps import serve
 from apps.realtime import AccessConfig, is_local
 from duplex.errors import ConfigError
-from tests.apps.served import Served, b64, doubles, served, tone
-from tests.apps.test_realtime import PHRASES, QUESTION
+from tests.apps.realtime_client import PHRASES, QUESTION
+from tests.apps.served import Served, b64, doubles, served, tone, until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KEY = "s3cret"
@@ -28,7 +29,7 @@ KEY = "s3cret"
 
 def get(address: str, **headers: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=30) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -68,6 +69,30 @@ def test_a_key_is_asked_of_everyone_once_there_is_one(locked: Served) -> None:
     assert get(f"{locked.http}/metrics")[0] == 401
     assert get(f"{locked.http}/metrics", Authorization=f"Bearer {KEY}")[0] == 200
     assert get(f"{locked.http}/healthz") == (200, "ok")
+
+
+def test_who_is_refused_leaves_no_error_in_the_log(locked: Served, caplog: pytest.LogCaptureFixture) -> None:
+    bearer = {"Authorization": f"Bearer {KEY}"}
+    with served(doubles(PHRASES, ["x"]), max_sessions=1) as full, connect(full.ws) as first:
+        first.recv(timeout=30)
+        uvicorn_log = logging.getLogger("uvicorn.error")  # which passes nothing on
+        uvicorn_log.addHandler(caplog.handler)
+        try:
+            uvicorn_log.warning("seen")
+            assert (status(locked), status(locked, Origin="https://evil.example", **bearer)) == (401, 403)
+            for address, code in ((f"{locked.ws}?model=none", "model_not_found"), (full.ws, "server_full")):
+                with connect(address, additional_headers=bearer) as socket:
+                    assert json.loads(socket.recv(timeout=30))["error"]["code"] == code
+            assert status(locked, **bearer) == 101
+        finally:
+            uvicorn_log.removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == ["seen"]
+
+
+def test_a_refusal_says_why(locked: Served) -> None:
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        connect(locked.ws)
+    assert bytes(refused.value.response.body) == b"The API key is missing or wrong."
 
 
 def test_the_subprotocol_is_chosen_when_it_is_offered(local: Served) -> None:
@@ -127,16 +152,14 @@ def test_figures_tell_what_happened() -> None:
             socket.send("nonsense")
             socket.send(json.dumps({"type": "input_audio_buffer.append", "audio": b64(tone(QUESTION))}))
             assert get(f"{server.http}/readyz") == (503, "full")
-            while json.loads(socket.recv(timeout=15))["type"] != "response.done":
+            while json.loads(socket.recv(timeout=30))["type"] != "response.done":
                 pass
             assert "duologue_sessions 1.0" in get(f"{server.http}/metrics")[1]
-        text = ""
-        for _ in range(100):
-            text = get(f"{server.http}/metrics")[1]
-            if "duologue_sessions 0.0" in text:
-                break
+        over = 'duologue_sessions_total{end="closed"} 1.0'
+        until(lambda: over in get(f"{server.http}/metrics")[1])
+        text = get(f"{server.http}/metrics")[1]
     for line in (
-        'duologue_sessions_total{end="closed"} 1.0',
+        "duologue_sessions 0.0",
         'duologue_responses_total{reason="completed"} 1.0',
         'duologue_client_errors_total{code="invalid_json"} 1.0',
         "duologue_response_latency_seconds_count 1.0",
@@ -154,16 +177,16 @@ def test_the_process_says_where_it_listens_and_ends_when_told(number: int, code:
         assert "Loading" in process.stdout.readline()
         address = process.stdout.readline().split()[-1]
         with connect(address) as socket:
-            assert json.loads(socket.recv(timeout=20))["type"] == "session.created"
+            assert json.loads(socket.recv(timeout=60))["type"] == "session.created"
             process.send_signal(number)
             kinds = []
             with pytest.raises(websockets.ConnectionClosed):
                 while True:
-                    kinds.append(json.loads(socket.recv(timeout=20))["type"])
+                    kinds.append(json.loads(socket.recv(timeout=60))["type"])
             if number == signal.SIGTERM:
                 assert "duologue.draining" in kinds
                 assert socket.close_code == 1001
-        assert process.wait(20) == code, process.stderr.read() if process.stderr else ""
+        assert process.wait(60) == code, process.stderr.read() if process.stderr else ""
     finally:
         process.kill()
         process.communicate()

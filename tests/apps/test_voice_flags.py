@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from agent.voice_sample import SHIPPED
+from agent.voice_sample import SHIPPED, VoiceSample
 from apps.cli import main
-from apps.voice_flags import add_voice_arguments, voice_of
+from apps.voice_flags import add_named_voice_arguments, add_voice_arguments, named_voices_of, voice_of
 from duplex.errors import ConfigError, InputError
 
 
@@ -50,6 +50,38 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "long.wav", np.zeros(121 * 8_000), 8_000)
     with pytest.raises(InputError, match="121 s long; cut out"):
         voice_of(parsed("--voice", tmp_path / "long.wav", "--voice-text", "Hello."))
+
+
+def named(*words: object) -> dict[str, VoiceSample]:
+    parser = argparse.ArgumentParser()
+    add_named_voice_arguments(parser)
+    return named_voices_of(parser.parse_args([str(word) for word in words]))
+
+
+def test_voices_by_name() -> None:
+    found = named(
+        "--voice", f"joe={SHIPPED}", "--voice", f"his-brother={SHIPPED}", "--voice-text", "his-brother=These = his words."
+    )
+    assert list(found) == ["joe", "his-brother"]
+    assert found["joe"].text == SHIPPED.with_suffix(".txt").read_text(encoding="utf-8").strip()
+    assert found["his-brother"].text == "These = his words."
+    assert named() == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--voice", "me.wav"], "write it with a name, for example --voice me=me.wav"),
+        (["--voice", "me="], "write it with a name"),
+        (["--voice", f"default={SHIPPED}"], "but not default"),
+        (["--voice", f"my voice={SHIPPED}"], "letters, digits"),
+        (["--voice", f"me={SHIPPED}", "--voice", f"me={SHIPPED}"], "given twice"),
+        (["--voice-text", "me=Hello."], "there is no voice of this name"),
+    ],
+)
+def test_voices_by_name_that_cannot_be(words: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        named(*words)
 
 
 def user(folder: Path) -> Path:
