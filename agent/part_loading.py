@@ -91,10 +91,14 @@ class Loader:
             from agent.minmo import TokenVoiceConfig
 
             self.voice_config = profile.section("voice", TokenVoiceConfig)
+        elif voice is not None:
+            raise ConfigError(f"The voice of the profile {profile.name} cannot be cloned; take one with decoder: cosyvoice2.")
+        elif profile.output == "projector":
+            from agent.edge import EdgeVoiceConfig
+
+            self.voice_config = profile.section("voice", EdgeVoiceConfig)
         else:
             self.voice_config = profile.section("voice", BridgeConfig)
-            if voice is not None:
-                raise ConfigError(f"The voice of the profile {profile.name} cannot be cloned; take one with decoder: cosyvoice2.")
         self.device, self.dtype = self.runtime.torch_device(), self.runtime.torch_dtype()
         if self.device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # it would move the vocoder's pitch by a thousandth, and saves next to nothing
@@ -103,7 +107,7 @@ class Loader:
             )  # it plans anew for each length of the past, which takes longer than it saves
         if profile.input != "bridge":
             raise ConfigError(f"{profile.file}: input: projector has no trained weights yet; use input: bridge.")
-        if profile.output != "bridge" and (profile.weights or profile.decoder == "vits"):
+        if profile.output != "bridge" and profile.weights and (profile.decoder == "cosyvoice2" or not _own_voice_is_trained()):
             raise ConfigError(f"{profile.file}: output: projector has no trained weights yet; use output: bridge.")
 
     # -- from weights
@@ -136,6 +140,10 @@ class Loader:
             folder = self._located(where, COSYVOICE)
             return load_voice(folder, self.voice_config, chat.thinker, self.sample, self.device, self.dtype)
         files = self._located(where, "vits-joe-split"), self._located(where, "vits-joe-config")
+        if self.profile.output == "projector":
+            from agent.edge import load_voice as load_edge_voice
+
+            return load_edge_voice(*files, self.voice_config, chat.thinker)
         return BridgeVoice.load(*files, chat.decode, self.voice_config)
 
     def _located(self, where: Mapping[str, Path], name: str) -> Path:
@@ -160,6 +168,10 @@ class Loader:
             from agent.minmo import tiny_voice
 
             voice = tiny_voice(self.voice_config, chat.thinker, self.sample, bridge=self.profile.output == "bridge")
+        elif self.profile.output == "projector":
+            from agent.edge import tiny_voice as tiny_edge_voice
+
+            voice = tiny_edge_voice(self.voice_config, chat.thinker)
         else:
             voice = BridgeVoice.tiny(chat.decode, self.voice_config)
         return Parts(ears, LevelVad(), chat, voice, self.predictor)
@@ -178,3 +190,9 @@ class Loader:
         ears = SenseVoiceEars.full_size(self.ears_config, device=self.device)
         voice = full_size_voice(self.voice_config, chat.thinker, self.sample, self.device, self.dtype)
         return Parts(ears, LevelVad(), chat, voice, self.predictor)
+
+
+def _own_voice_is_trained() -> bool:
+    from agent.edge import is_trained
+
+    return is_trained()

@@ -26,6 +26,7 @@ COMMANDS = {
     "demo": "run the shipped conversation: transcripts, latencies, stereo recording, picture",
     "talk": "talk with the agent by microphone and loudspeaker",
     "file": "let the agent talk with a recording, and write what both said",
+    "say": "let the agent's voice say a text, into a file",
     "serve": "the agent as a server that speaks the OpenAI Realtime protocol",
     "web": "the same server with a page to talk to in a browser",
     "mqtt": "the agent as dialogue manager of a voice assistant on MQTT (Hermes topics)",
