@@ -13,23 +13,17 @@ Shapes: C latent channels, T new frames, hop 256 samples.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import onnxruntime as ort
-from numpy.typing import NDArray
 
+from decoders.onnx_builder import END, Array, GraphBuilder
 from decoders.vits_sound import BLOCKS, STAGES
 from duplex.audio import Samples
 from duplex.errors import WeightsError
-
-if TYPE_CHECKING:
-    import onnx
-
-Array = NDArray[np.float32]
 
 
 @dataclass(slots=True)
@@ -48,18 +42,13 @@ class StreamingGan:
 
     def __init__(self, weights: Mapping[str, Array], threads: int = 1) -> None:
         """weights: by the checkpoint's names, `dec.*`. Raises WeightsError when one is missing."""
-        graph = _Graph(weights)
+        gan = _Gan(weights)
         try:
-            model = graph.build()
+            output = gan.build()
         except KeyError as error:
             raise WeightsError(f"The voice lacks {error}; fetch it again.") from error
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        self._begin = graph.begin
+        self._session = gan.graph.session(output, threads)
+        self._begin = gan.graph.begin
         self._outputs = [value.name for value in self._session.get_outputs()]
         self.channels = int(weights["dec.conv_pre.weight"].shape[1])
         self.lookahead = lookahead()
@@ -123,116 +112,73 @@ def least_frames() -> int:
     return lookahead() // 256 + 1
 
 
-@dataclass
-class _Graph:
-    """The graph in the making."""
+class _Gan:
+    """The network, written into a graph: latents and `ending` in, samples out."""
 
-    weights: Mapping[str, Array]
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    tensors: list[onnx.TensorProto] = field(default_factory=list)
-    begin: dict[str, Array] = field(default_factory=dict)
-    """What each layer's memory is before the first frame, in the order of inputs and outputs."""
-    nexts: list[str] = field(default_factory=list)
+    def __init__(self, weights: Mapping[str, Array]) -> None:
+        self.weights, self.graph = weights, GraphBuilder()
 
-    def build(self) -> bytes:
-        """The serialized graph: latents, ending and memories in; samples and memories out."""
-        from onnx import TensorProto, helper
-
-        x = self._conv("latents", "dec.conv_pre")
+    def build(self) -> str:
+        """The whole; returns the output's name. Raises KeyError when a weight is missing."""
+        x = self.graph.input("latents", 3)
+        self.graph.input("ending", 1, whole=True)  # 1, 1, and whether these are the last frames: what zeros at the end are made of
+        x = self._conv(x, "dec.conv_pre")
         for stage, (times, _) in enumerate(STAGES):
             x = self._up(x, f"dec.ups.{stage}", times)
-            blocks = [self._block(x, f"dec.resblocks.{len(BLOCKS) * stage + index}", BLOCKS[index]) for index in range(len(BLOCKS))]
-            x = self._mean(blocks, f"stage{stage}")
-        x = self._conv(x, "dec.conv_post", slope=0.01)
-        self._node("Tanh", [x], "samples")
-        value, f32 = helper.make_tensor_value_info, TensorProto.FLOAT
-        inputs = [value("latents", f32, [1, None, None]), value("ending", TensorProto.INT64, [3])]
-        inputs += [value(name, f32, [1, first.shape[1], None]) for name, first in self.begin.items()]
-        outputs = [value(name, f32, None) for name in ("samples", *self.nexts)]
-        graph = helper.make_graph(self.nodes, "streaming_decoder", inputs, outputs, initializer=self.tensors)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
-        return bytes(model.SerializeToString())
-
-    def _node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        from onnx import helper
-
-        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
-        return output
-
-    def _tensor(self, name: str, array: NDArray[Any]) -> str:
-        from onnx import numpy_helper
-
-        self.tensors.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
-        return name
-
-    def _whole(self, *numbers: int) -> str:
-        """A constant of whole numbers."""
-        name = "whole_" + "_".join(str(number) for number in numbers)
-        if all(one.name != name for one in self.tensors):
-            self._tensor(name, np.array(numbers, np.int64))
-        return name
-
-    def _slice(self, x: str, begin: str, end: str, output: str) -> str:
-        return self._node("Slice", [x, begin, end, self._whole(2)], output)
-
-    def _memory(self, name: str, first: Array, following: str) -> str:
-        """An input that holds what the output `following` was in the run before."""
-        memory = f"{name}.memory"
-        self.begin[memory] = first
-        self.nexts.append(following)
-        return memory
+            first = len(BLOCKS) * stage
+            blocks = [self._block(x, f"dec.resblocks.{first + index}", block[1]) for index, block in enumerate(BLOCKS)]
+            x = self._mean(blocks, f"stage{stage}", len(self.weights[f"dec.resblocks.{first}.convs.0.bias"]))
+        return self.graph.node("Tanh", [self._conv(x, "dec.conv_post", slope=0.01)], "samples")
 
     def _seen(self, x: str, name: str, channels: int, side: int) -> str:
         """x with what was before it, `side` zeros before the beginning, and as many behind the end."""
-        following = f"{name}.next"
-        memory = self._memory(name, np.zeros((1, channels, side), np.float32), following)
-        shape = self._node("Mul", [self._whole(1, channels, side), "ending"], f"{name}.end_shape")
-        end = self._node("ConstantOfShape", [shape], f"{name}.end")
-        joined = self._node("Concat", [memory, x, end], f"{name}.seen", axis=2)
-        self._slice(joined, self._whole(-2 * side), self._whole(np.iinfo(np.int64).max), following)
+        graph, following = self.graph, f"{name}.next"
+        memory = graph.memory(name, np.zeros((1, channels, side), np.float32), following)
+        shape = graph.node("Mul", [graph.whole(1, channels, side), "ending"], f"{name}.end_shape")
+        end = graph.node("ConstantOfShape", [shape], f"{name}.end")
+        joined = graph.node("Concat", [memory, x, end], f"{name}.seen", axis=2)
+        graph.slice(joined, -2 * side, END, 2, following)
         return joined
 
+    def _parameters(self, name: str) -> list[str]:
+        kinds = [kind for kind in ("weight", "bias") if f"{name}.{kind}" in self.weights or kind == "weight"]
+        return [self.graph.constant(f"{name}.{kind}", self.weights[f"{name}.{kind}"]) for kind in kinds]
+
     def _conv(self, x: str, name: str, dilation: int = 1, slope: float | None = None, residual: bool = False) -> str:
-        weight = self.weights[f"{name}.weight"]
+        graph, weight = self.graph, self.weights[f"{name}.weight"]
         side = (weight.shape[2] - 1) // 2 * dilation
         seen = self._seen(x, name, weight.shape[1], side)
-        given = seen if slope is None else self._node("LeakyRelu", [seen], f"{name}.leaky", alpha=slope)
-        inputs = [given, self._tensor(f"{name}.weight", weight)]
-        if f"{name}.bias" in self.weights:
-            inputs.append(self._tensor(f"{name}.bias", self.weights[f"{name}.bias"]))
-        out = self._node("Conv", inputs, f"{name}.conv", dilations=[dilation], kernel_shape=[weight.shape[2]])
+        given = seen if slope is None else graph.node("LeakyRelu", [seen], f"{name}.leaky", alpha=slope)
+        shape = {"dilations": [dilation], "kernel_shape": [weight.shape[2]]}
+        out = graph.node("Conv", [given, *self._parameters(name)], f"{name}.conv", **shape)
         if not residual:
             return out
-        beside = self._slice(seen, self._whole(side), self._whole(-side), f"{name}.beside")
-        return self._node("Add", [beside, out], f"{name}.out")
+        return graph.node("Add", [graph.slice(seen, side, -side, 2, f"{name}.beside"), out], f"{name}.out")
 
     def _up(self, x: str, name: str, times: int) -> str:
         """A transposed convolution twice as wide as its stride: each input meets its two neighbours."""
         weight = self.weights[f"{name}.weight"]
-        seen = self._seen(x, name, weight.shape[0], 1)
-        leaky = self._node("LeakyRelu", [seen], f"{name}.leaky", alpha=0.1)
-        parameters = [self._tensor(f"{name}.{kind}", self.weights[f"{name}.{kind}"]) for kind in ("weight", "bias")]
+        leaky = self.graph.node("LeakyRelu", [self._seen(x, name, weight.shape[0], 1)], f"{name}.leaky", alpha=0.1)
         cut = (weight.shape[2] - times) // 2 + times  # its own padding, and what the outer two inputs give
         shape = {"kernel_shape": [weight.shape[2]], "strides": [times], "pads": [cut, cut]}
-        return self._node("ConvTranspose", [leaky, *parameters], f"{name}.up", **shape)
+        return self.graph.node("ConvTranspose", [leaky, *self._parameters(name)], f"{name}.up", **shape)
 
-    def _block(self, x: str, name: str, layout: tuple[int, tuple[int, int]]) -> str:
-        for index, dilation in enumerate(layout[1]):
+    def _block(self, x: str, name: str, dilations: tuple[int, int]) -> str:
+        for index, dilation in enumerate(dilations):
             x = self._conv(x, f"{name}.convs.{index}", dilation, slope=0.1, residual=True)
         return x
 
-    def _mean(self, blocks: list[str], name: str) -> str:
+    def _mean(self, blocks: list[str], name: str, channels: int) -> str:
         """The mean of blocks that look ahead by different amounts; what the others have not reached yet is kept."""
-        *early, last = blocks
-        shape = self._node("Shape", [last], f"{name}.shape")
-        count = self._node("Gather", [shape, self._whole(2)], f"{name}.count", axis=0)
+        graph, (*early, last) = self.graph, blocks
+        shape = graph.node("Shape", [last], f"{name}.shape")
+        count = graph.node("Gather", [shape, graph.whole(2)], f"{name}.count", axis=0)
         total = last
-        channels = int(self.weights[f"dec.resblocks.{len(BLOCKS) * int(name[-1])}.convs.0.weight"].shape[0])
         for index, block in enumerate(early):
             kept = f"{name}.kept{index}"
-            memory = self._memory(kept, np.zeros((1, channels, 0), np.float32), f"{kept}.next")
-            joined = self._node("Concat", [memory, block], f"{kept}.joined", axis=2)
-            part = self._slice(joined, self._whole(0), count, f"{kept}.part")
-            self._slice(joined, count, self._whole(np.iinfo(np.int64).max), f"{kept}.next")
-            total = self._node("Add", [total, part], f"{kept}.sum")
-        return self._node("Div", [total, self._tensor(f"{name}.blocks", np.array(len(blocks), np.float32))], f"{name}.mean")
+            memory = graph.memory(kept, np.zeros((1, channels, 0), np.float32), f"{kept}.next")
+            joined = graph.node("Concat", [memory, block], f"{kept}.joined", axis=2)
+            part = graph.node("Slice", [joined, graph.whole(0), count, graph.whole(2)], f"{kept}.part")
+            graph.node("Slice", [joined, count, graph.whole(END), graph.whole(2)], f"{kept}.next")
+            total = graph.node("Add", [total, part], f"{kept}.sum")
+        return graph.node("Div", [total, graph.constant("blocks", np.array(len(blocks), np.float32))], f"{name}.mean")

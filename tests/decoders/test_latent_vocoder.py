@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decoders.flow_checkpoint import tiny
+from decoders.flow_graph import GraphFlow
 from decoders.flow_judging import join_step
 from decoders.latent_vocoder import LatentVocoder
 from decoders.token2wav import VOICE_STEPS, PreparedVoice, Sound, Token2Wav, Token2WavState
@@ -83,6 +84,14 @@ def test_streaming_is_offline(most: int) -> None:
     streamed = samples([*(sound for code in codes for sound in made.push(state, [code])), *made.finish(state)])
     assert np.abs(offline).max() > 0.02
     assert streamed.shape == offline.shape and np.allclose(streamed, offline, atol=1e-4)
+
+
+def test_the_flow_as_a_graph_makes_the_same_sound() -> None:
+    codes = speech(33)
+    made = Token2Wav(GraphFlow(machine().flow), machine().vocoder, VOICE_STEPS)  # type: ignore[arg-type]
+    state = made.open(PreparedVoice(made.flow.open(torch.arange(0), torch.zeros(0, CHANNELS), None), 0))
+    parts = [sound for code in codes for sound in made.push(state, [code])]
+    assert np.allclose(samples([*parts, *made.finish(state)]), samples(run(fresh(), [codes])), atol=1e-4)
 
 
 def test_ten_interleaved_replies_are_each_alone() -> None:
