@@ -47,5 +47,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run` on a virtual clock."""
+    result: list[T] = []
+
+    async def keep() -> (
+        None
+    ):  # the runner prints its task's result when it puts Ctrl-C back, and printing a conversation takes seconds
+        result.append(await main)
+
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        return runner.run(main)
+        runner.run(keep())
+    return result[0]
