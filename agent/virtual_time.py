@@ -49,9 +49,8 @@ def run_virtual(main: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run` on a virtual clock."""
     result: list[T] = []
 
-    async def keep() -> (
-        None
-    ):  # the runner prints its task's result when it puts Ctrl-C back, and printing a conversation takes seconds
+    # the runner prints its task's result when it puts Ctrl-C back, and printing a conversation takes seconds
+    async def keep() -> None:
         result.append(await main)
 
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
