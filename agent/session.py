@@ -141,7 +141,11 @@ class Session(Steering):
         return self._audible if self.playout.playing is not None and self.playout.playing == self._audible else None
 
     async def __aenter__(self) -> Self:
-        await self._responder.warm_up(self._manner)
+        try:
+            await self._responder.warm_up(self._manner)
+        except BaseException:  # nobody shall wait for the events of a conversation that never began
+            await self.__aexit__(None, None, None)
+            raise
         self._hearing = asyncio.create_task(self._hear(), name="hear")
         self._start(self._listener.run(), "listen")
         return self

@@ -144,6 +144,24 @@ def test_the_reply_that_is_cut_before_its_first_word_leaves_no_trace() -> None:
     assert [text for _, text in done.history()] == ["Tell me a story. Wait, stop.", "Yes."]
 
 
+def test_a_conversation_that_is_ended_before_it_began_ends_its_events() -> None:
+    async def main() -> tuple[bool, int]:
+        session, user = make([Line("Hello.")], VirtualWorker(cost_s=lambda lane: 60.0))
+        events = session.events()
+
+        async def begin() -> None:
+            async with session:
+                await session.wait()
+
+        beginning = asyncio.create_task(begin())
+        await asyncio.sleep(1.0)
+        beginning.cancel()
+        await asyncio.gather(beginning, return_exceptions=True)
+        return beginning.cancelled(), len([event async for event in events])
+
+    assert run_virtual(main()) == (True, 0)
+
+
 def test_a_new_voice_speaks_from_the_next_response_on() -> None:
     async def main() -> tuple[ScriptedUser, list[ResponseEnded]]:
         script = [Line("Tell me a story."), Line("And another?")]
