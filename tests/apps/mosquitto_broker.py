@@ -63,7 +63,7 @@ class Mosquitto:
         assert path is not None
         self._process = subprocess.Popen([path, "-c", str(self.folder / "mosquitto.conf")], stdout=log, stderr=log)
         log.close()
-        end = time.monotonic() + 10
+        end = time.monotonic() + 30
         while time.monotonic() < end:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 0.5):
                 return

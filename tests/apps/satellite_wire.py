@@ -38,7 +38,7 @@ class Wire:
         while True:
             with contextlib.suppress(aiomqtt.MqttError):
                 async with aiomqtt.Client(
-                    "127.0.0.1", self._broker.port, username=self._user, password=PASSWORD, timeout=2, keepalive=5
+                    "127.0.0.1", self._broker.port, username=self._user, password=PASSWORD, timeout=10, keepalive=15
                 ) as client:
                     await client.subscribe("hermes/#", qos=1)
                     await client.subscribe("duologue/#", qos=1)
@@ -84,7 +84,7 @@ async def house(broker: Mosquitto, *sites: str, **options: Any) -> AsyncIterator
     wire = Wire(broker)
     tasks = [asyncio.create_task(wire.run()), *(asyncio.create_task(wire.add(site, **options).run()) for site in sites)]
     try:
-        await when(wire.connected.is_set, 10.0)
+        await when(wire.connected.is_set, 30.0)
         yield wire
     finally:
         for task in tasks:

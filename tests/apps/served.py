@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,14 +77,6 @@ def b64(data: bytes) -> str:
 
 def doubles(phrases: Mapping[int, str], replies: Sequence[str], word_s: float = 0.25) -> Parts:
     return Parts(ToneEars(phrases), LevelVad(), ScriptedThinker(replies), ToneVoice(word_s), RulePredictor())
-
-
-def until(condition: Callable[[], object], within_s: float = 30.0) -> None:
-    """Waits until it holds; a slow machine may take a while."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "what the test waited for did not come"
-        time.sleep(0.02)
 
 
 @dataclass

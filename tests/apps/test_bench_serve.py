@@ -26,10 +26,10 @@ def test_it_measures_the_door_the_load_and_the_dying() -> None:
     object.__setattr__(parts, "ears", AnyEars({}))
     lines = run_serve(load_profile("tiny", ["session.response.group_tokens=1"]), parts, args)
     trip = re.search(r"median ([\d.]+) ms, p99 ([\d.]+) ms", lines[0])
-    assert trip is not None and 0 < float(trip[1]) < 300
+    assert trip is not None and 0 < float(trip[1]) < 3000
     row = next(line for line in lines if line.lstrip().startswith("2 ")).split()
     assert row[:3] == ["2", "2", "0"]
-    assert 0.2 < float(row[3]) < 3
+    assert 0.2 < float(row[3]) < 30
     assert "1013," in row
     gone = lines[-1].split()
     assert int(gone[1]) >= 3 and lines[-1].endswith("(all gone)")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib.util
+import os
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -114,11 +114,17 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     code = f"import sys; from apps.cli import main; main(['--help']); print({heavy})"
     times = []
     for _ in range(3):
-        begun = time.perf_counter()
+        begun = _children_s()
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - begun)
+        times.append(_children_s() - begun)
         assert done.stdout.endswith("[]\n")
-    assert min(times) < 1.0  # 0.06 s on an idle machine
+    assert min(times) < 1.0  # it takes 0.06 s of a new processor's time
+
+
+def _children_s() -> float:
+    """Processor time of the programs that have ended; what else a machine does at the time adds nothing."""
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def test_a_closed_pipe_is_quiet() -> None:

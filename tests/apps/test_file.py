@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import soundfile
 
 from apps.cli import main
 from duplex.audio import AGENT_RATE_HZ
+from tests.waiting import until
 
 
 def recording(path: Path, seconds: float = 3.0, rate: int = 16_000, **options: str) -> Path:
@@ -126,15 +127,28 @@ def test_a_full_disk_is_exit_code_6(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert one_sentence(capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("after_s", [0.3, 2.5, 5.0, 7.0])
-def test_ctrl_c_at_any_moment_is_130_and_leaves_valid_files(tmp_path: Path, after_s: float) -> None:
+def mapped(process: subprocess.Popen[bytes], library: str) -> bool:
+    """Whether a program has loaded a native library."""
+    maps = Path(f"/proc/{process.pid}/maps")
+    return maps.exists() and library in maps.read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="sees how far a program is by /proc")
+@pytest.mark.parametrize("moment", ["numpy loads", "torch loads", "the sound is written", "the conversation goes on"])
+def test_ctrl_c_at_any_moment_is_130_and_leaves_valid_files(tmp_path: Path, moment: str) -> None:
     user = recording(tmp_path / "user.wav", 60.0)
     out = tmp_path / "out.wav"
     command = [sys.executable, "-m", "apps", "file", str(user), str(out), "--profile", "tiny", "--paced"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    time.sleep(after_s)
+    reached: dict[str, Callable[[], bool]] = {
+        "numpy loads": lambda: mapped(process, "numpy"),
+        "torch loads": lambda: mapped(process, "libtorch"),
+        "the sound is written": out.exists,
+        "the conversation goes on": lambda: out.exists() and out.stat().st_size > 2 * 24_000 * 4,  # a second
+    }
+    until(reached[moment], 120)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert b"Traceback" not in err
     if out.exists():

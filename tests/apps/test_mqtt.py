@@ -48,7 +48,7 @@ async def agent(broker: Mosquitto, sessions: Sessions, *sites: str) -> AsyncIter
     link = Link(secure, topics(sites))
     task = asyncio.create_task(serve(link, sessions, ConversationConfig(quiet_s=20.0), sites, 2))
     try:
-        await when(lambda: link.connected or task.done(), 10)
+        await when(lambda: link.connected or task.done(), 30)
         yield link
     finally:
         task.cancel()
@@ -57,14 +57,14 @@ async def agent(broker: Mosquitto, sessions: Sessions, *sites: str) -> AsyncIter
 
 async def wake(satellite: Satellite) -> str:
     satellite.tell("hermes/hotword/porcupine/detected", siteId=satellite.site)
-    return str((await satellite.until("sessionStarted", longest_s=10))["sessionId"])
+    return str((await satellite.until("sessionStarted", longest_s=30))["sessionId"])
 
 
 @pytest.mark.broker
 async def test_two_sites_talk_while_the_broker_is_killed_and_no_complete_turn_is_lost(mosquitto: Mosquitto) -> None:
     sessions = Sessions(["First question?", "Second question?", "Third question?"], ["Short answer.", LONG, "Good."], word_s=0.2)
     async with (
-        asyncio.timeout(60),
+        asyncio.timeout(180),
         house(mosquitto, "kitchen", "study") as wire,
         agent(mosquitto, sessions, "kitchen", "study") as link,
     ):
@@ -79,17 +79,16 @@ async def test_two_sites_talk_while_the_broker_is_killed_and_no_complete_turn_is
         await study.until("textCaptured", 2)
         await when(lambda: len(study.plays) >= 4)  # the study's agent is in the middle of its long answer
         kitchen.speak(spoken(0.7))
-        await when(lambda: not kitchen.speaking)
-        await asyncio.sleep(0.1)  # the kitchen's user has finished, the turn is complete and on its way
+        await when(lambda: len(kitchen.events("user_stopped")) == 2)  # the kitchen's user has finished, and was heard to
         mosquitto.kill()
-        await when(lambda: not link.connected, 10)
+        await when(lambda: not link.connected, 30)
         await asyncio.sleep(1.0)
         mosquitto.start()
 
-        await asyncio.gather(kitchen.until("textCaptured", 2, 10), kitchen.said(2, 20), study.said(2, 20))
+        await asyncio.gather(kitchen.until("textCaptured", 2, 30), kitchen.said(2, 60), study.said(2, 60))
         kitchen.speak(spoken(0.7))
         study.speak(spoken(0.7))
-        await asyncio.gather(kitchen.said(3, 20), study.said(3, 20))
+        await asyncio.gather(kitchen.said(3, 60), study.said(3, 60))
 
         for satellite, id in zip((kitchen, study), ids, strict=True):
             captured = [(c["text"], c["siteId"], c["sessionId"]) for c in satellite.of("textCaptured")]
@@ -104,14 +103,14 @@ async def test_two_sites_talk_while_the_broker_is_killed_and_no_complete_turn_is
 
 @pytest.mark.broker
 async def test_the_end_of_the_program_is_told_to_everybody(mosquitto: Mosquitto) -> None:
-    async with asyncio.timeout(30), house(mosquitto, "kitchen") as wire:
+    async with asyncio.timeout(90), house(mosquitto, "kitchen") as wire:
         async with agent(mosquitto, Sessions(replies=[LONG]), "kitchen"):
             (kitchen,) = wire.satellites
             await wake(kitchen)
             kitchen.speak(spoken(0.7))
             await when(lambda: bool(kitchen.plays))
-        await kitchen.until("sessionEnded", longest_s=5)
-        await when(lambda: wire.log[-1] == ("duologue/status", b"offline"), 5)
+        await kitchen.until("sessionEnded", longest_s=30)
+        await when(lambda: wire.log[-1] == ("duologue/status", b"offline"), 30)
         assert kitchen.of("sessionEnded")[0]["termination"]["reason"] == "abortedByUser"
         assert kitchen.of("/state")[-1] == "idle"
         assert [t for _, t, _ in kitchen.messages if "hotword/toggle" in t][-1].endswith("toggleOn")
@@ -133,7 +132,7 @@ async def command(*words: str) -> asyncio.subprocess.Process:
 
 
 async def told(process: asyncio.subprocess.Process) -> tuple[int, str]:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         out, err = await process.communicate()
     assert process.returncode is not None
     return process.returncode, (out + err).decode()
@@ -156,10 +155,10 @@ async def test_the_command_serves_over_tls_until_it_is_told_to_stop(mosquitto: M
         process = await command(*words, "--tls", "--tls-ca-certs", str(mosquitto.ca), "--site-id", "kitchen")
         await when(lambda: ("duologue/status", b"online") in wire.log, 60)
         kitchen.tell("hermes/hotword/x/detected", siteId="kitchen")
-        await kitchen.until("sessionStarted", longest_s=10)
+        await kitchen.until("sessionStarted", longest_s=30)
         process.send_signal(number)
         assert (await told(process))[0] == code
-        await when(lambda: wire.log[-1] == ("duologue/status", b"offline"), 5)
+        await when(lambda: wire.log[-1] == ("duologue/status", b"offline"), 30)
         assert kitchen.of("sessionEnded")[0]["termination"]["reason"] == "abortedByUser"
 
 
@@ -185,7 +184,7 @@ async def test_a_question_is_answered_with_the_real_weights(mosquitto: Mosquitto
             assert any(word.lower() in answer["heard"].lower() for word in clip.expect)
             assert np.sqrt(np.mean(kitchen.plays[-1].samples ** 2)) > 1e-3
             kitchen.tell("hermes/dialogueManager/endSession", sessionId=captured["sessionId"])
-            assert (await kitchen.until("sessionEnded", longest_s=10))["termination"]["reason"] == "nominal"
+            assert (await kitchen.until("sessionEnded", longest_s=30))["termination"]["reason"] == "nominal"
         finally:
             process.send_signal(signal.SIGTERM)
             code, text = await told(process)

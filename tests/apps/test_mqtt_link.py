@@ -78,17 +78,17 @@ async def test_messages_go_both_ways_and_the_status_is_retained(mosquitto: Mosqu
     secure = {"port": mosquitto.tls_port, "tls": True, "tls_ca_certs": str(mosquitto.ca)} if tls else {}
     link = Link(configured(mosquitto, **secure), ["hermes/tts/say"])
     async with running(link) as ends:
-        await when(lambda: link.connected, 10)
+        await when(lambda: link.connected, 30)
         await link.flush()
         async with witness(mosquitto) as seen:
-            await when(lambda: ("duologue/status", b"online") in seen, 5)
+            await when(lambda: ("duologue/status", b"online") in seen, 30)
             link.send(Outgoing("duologue/x/event", b"1"))
             link.send(Outgoing("duologue/x/event", b"2", keep=False))
-            await when(lambda: len(seen) >= 3, 5)
+            await when(lambda: len(seen) >= 3, 30)
             assert [p for t, p in seen if t == "duologue/x/event"] == [b"1", b"2"]
         async with aiomqtt.Client("127.0.0.1", mosquitto.port, username=SATELLITE, password=PASSWORD) as client:
             await client.publish("hermes/tts/say", b"{}", qos=1)
-        await when(lambda: ends.messages == [("hermes/tts/say", b"{}")], 5)
+        await when(lambda: ends.messages == [("hermes/tts/say", b"{}")], 30)
 
 
 @pytest.mark.broker
@@ -97,9 +97,9 @@ async def test_a_killed_broker_is_found_again_and_gets_what_was_kept(
 ) -> None:
     link = Link(configured(mosquitto), ["hermes/tts/say"])
     async with running(link) as ends:
-        await when(lambda: link.connected, 10)
+        await when(lambda: link.connected, 30)
         mosquitto.kill()
-        await when(lambda: not link.connected, 10)
+        await when(lambda: not link.connected, 30)
         link.send(state("kitchen", "speaking"))
         link.send(state("kitchen", "idle"))
         link.send(Outgoing("duologue/kitchen/event", b"kept"))
@@ -107,10 +107,10 @@ async def test_a_killed_broker_is_found_again_and_gets_what_was_kept(
         await asyncio.sleep(0.5)
         mosquitto.start()
         async with witness(mosquitto) as seen:
-            await when(lambda: ("duologue/kitchen/state", b"idle") in seen and ("duologue/status", b"online") in seen, 10)
+            await when(lambda: ("duologue/kitchen/state", b"idle") in seen and ("duologue/status", b"online") in seen, 30)
             async with aiomqtt.Client("127.0.0.1", mosquitto.port, username=SATELLITE, password=PASSWORD) as client:
                 await client.publish("hermes/tts/say", b"again", qos=1)
-            await when(lambda: ("hermes/tts/say", b"again") in ends.messages, 5)
+            await when(lambda: ("hermes/tts/say", b"again") in ends.messages, 30)
             assert ("duologue/kitchen/state", b"speaking") not in seen  # only the newest state counts
             assert b"sound" not in [payload for _, payload in seen]
     assert ends.changes[:3] == [True, False, True]
@@ -123,12 +123,12 @@ async def test_the_last_will_tells_of_a_death(mosquitto: Mosquitto) -> None:
     link = Link(configured(mosquitto), [])
     async with witness(mosquitto) as seen:
         async with running(link):
-            await when(lambda: ("duologue/status", b"online") in seen, 10)
+            await when(lambda: ("duologue/status", b"online") in seen, 30)
             client = link.client
             assert client is not None
             client._client.socket().shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]  # the cable is pulled: no goodbye
-            await when(lambda: ("duologue/status", b"offline") in seen, 10)
-            await when(lambda: seen[-1] == ("duologue/status", b"online"), 10)
+            await when(lambda: ("duologue/status", b"offline") in seen, 30)
+            await when(lambda: seen[-1] == ("duologue/status", b"online"), 30)
 
 
 @pytest.mark.broker
@@ -142,7 +142,7 @@ async def test_the_last_will_tells_of_a_death(mosquitto: Mosquitto) -> None:
 async def test_a_broker_that_refuses_us_is_given_up(mosquitto: Mosquitto, changes: dict[str, object], words: str) -> None:
     link = Link(configured(mosquitto, **changes), [])
     with pytest.raises(ConfigError) as told:
-        await asyncio.wait_for(link.run(lambda topic, payload: None, lambda connected: None), 10)
+        await asyncio.wait_for(link.run(lambda topic, payload: None, lambda connected: None), 30)
     assert words in str(told.value) and "--password" in str(told.value)
 
 
@@ -150,17 +150,17 @@ async def test_a_broker_that_refuses_us_is_given_up(mosquitto: Mosquitto, change
 async def test_a_broker_with_a_foreign_certificate_is_not_believed(mosquitto: Mosquitto) -> None:
     foreign = {"port": mosquitto.tls_port, "tls": True, "tls_ca_certs": str(mosquitto.folder / "foreign.pem")}
     with pytest.raises(ConfigError, match="no secure connection"):
-        await asyncio.wait_for(Link(configured(mosquitto, **foreign), []).run(lambda t, p: None, lambda c: None), 10)
+        await asyncio.wait_for(Link(configured(mosquitto, **foreign), []).run(lambda t, p: None, lambda c: None), 30)
     careless = Link(configured(mosquitto, port=mosquitto.tls_port, tls=True, tls_check=False), [])
     async with running(careless):
-        await when(lambda: careless.connected, 10)
+        await when(lambda: careless.connected, 30)
 
 
 @pytest.mark.broker
 async def test_what_the_access_rules_forbid_does_not_end_the_program(mosquitto: Mosquitto) -> None:
     link = Link(configured(mosquitto, username=STRANGER), ["hermes/tts/say"])
     async with running(link):
-        await when(lambda: link.connected, 10)
+        await when(lambda: link.connected, 30)
         link.send(Outgoing("hermes/tts/say", b"{}"))
         await link.flush()
         assert link.connected
@@ -169,7 +169,7 @@ async def test_what_the_access_rules_forbid_does_not_end_the_program(mosquitto: 
 async def test_a_broker_that_is_not_there_yet_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     link = Link(BrokerConfig("127.0.0.1", free_port(), first_wait_s=0.05, longest_wait_s=0.1), [])
     async with running(link) as ends:
-        await when(lambda: caplog.text.count("trying again") >= 3, 10)
+        await when(lambda: caplog.text.count("trying again") >= 3, 30)
         assert ends.changes == []
 
 

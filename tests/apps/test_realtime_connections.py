@@ -13,7 +13,8 @@ from openai import AsyncOpenAI
 
 from apps.realtime import AccessConfig
 from tests.apps.realtime_client import LONG, PHRASES, QUESTION, STORY, talk
-from tests.apps.served import Served, b64, doubles, served, tone, until
+from tests.apps.served import Served, b64, doubles, served, tone
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ import pytest
 from agent.parts import Parts
 from duplex.events import Trouble
 from tests.apps.realtime_client import LONG, PHRASES, QUESTION, STOP, STORY, Talk, talk
-from tests.apps.served import Served, doubles, served, tone, until
+from tests.apps.served import Served, doubles, served, tone
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ from apps import serve
 from apps.realtime import AccessConfig, is_local
 from duplex.errors import ConfigError
 from tests.apps.realtime_client import PHRASES, QUESTION
-from tests.apps.served import Served, b64, doubles, served, tone, until
+from tests.apps.served import Served, b64, doubles, served, tone
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KEY = "s3cret"

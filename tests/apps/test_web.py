@@ -189,7 +189,7 @@ def test_three_turns_with_an_interruption(edge_weights: dict[str, Path], tmp_pat
         page.goto(url)
         page.get_by_role("checkbox", name="Record both sides").check()
         page.get_by_role("button", name="Talk").click()
-        page.set_default_timeout(60000)
+        page.set_default_timeout(120000)
         page.wait_for_function("document.querySelector('.transcript').textContent.match(/bees/i)")
         page.wait_for_function("duologue.conversation.current === null && duologue.conversation.latencies.length >= 3")
         page.wait_for_timeout(500)

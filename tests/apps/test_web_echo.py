@@ -46,7 +46,7 @@ def background_server() -> Iterator[str]:
             yield next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
         finally:
             server.terminate()
-            server.wait(30)
+            server.wait(60)
 
 
 @pytest.mark.browser
@@ -75,7 +75,7 @@ def test_the_agent_does_not_interrupt_itself(
         room = pulse.record("micfeed.monitor", pulse.folder / "room.raw")
         page.wait_for_timeout(1000)
         pulse.say(resample(spoken.samples(), 16000, pulse.rate))
-        page.wait_for_function("duologue.conversation.latencies.length > 0", timeout=30000)
+        page.wait_for_function("duologue.conversation.latencies.length > 0", timeout=60000)
         asked, began = 0, time.monotonic()
         while time.monotonic() - began < LENGTH_S:
             if len(page.evaluate("window.ended")) > asked:
@@ -83,7 +83,7 @@ def test_the_agent_does_not_interrupt_itself(
                 page.keyboard.press("Enter")
                 asked += 1
             page.wait_for_timeout(250)
-        page.wait_for_function("(asked) => window.ended.length > asked", arg=asked, timeout=60000)
+        page.wait_for_function("(asked) => window.ended.length > asked", arg=asked, timeout=120000)
         ended = page.evaluate("window.ended")
         latencies = page.evaluate("duologue.conversation.latencies")
         said = page.locator(".turn.user > span").all_inner_texts()
