@@ -21,7 +21,7 @@ from decoders import flow_voice
 from decoders.flow import FlowConfig
 from decoders.flow_judging import Judged, judge
 from decoders.flow_speech import Crops, SpeechStore, store
-from decoders.flow_trainer import DISTIL, FlowTrainer, FlowTrainerConfig, Progress, begin, judged, resume
+from decoders.flow_trainer import DISTIL, FlowTrainer, FlowTrainerConfig, Progress, begin, calm, judged, resume
 from decoders.flow_voice import VOICE, VoiceFlow
 from decoders.speech_tokenizer import SpeechTokenizer, digits_to_index
 from decoders.teacher import latents_and_codes
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--distil", type=float, default=usual.distil_share, help="share of them for few steps (default: 0.4)")
     parser.add_argument("--rows", type=int, default=usual.rows, help="crops of a step (default: 128)")
     parser.add_argument("--length", type=int, default=usual.length, help="codes of a crop (default: 56)")
-    parser.add_argument("--steps", type=int, default=VOICE.steps, help="steps that the file asks for (default: 2)")
+    parser.add_argument("--steps", type=int, default=VOICE.steps, help="steps that the file asks for (default: 1)")
     parser.add_argument("--device", default=None, help="cuda or cpu (default: cuda where there is one)")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
     parser.add_argument("--resume", action="store_true", help="go on from the work folder's checkpoint")
@@ -87,11 +87,12 @@ def run_training(args: argparse.Namespace, sizes: FlowConfig = VOICE) -> int:
     trainer = resume(checkpoint, sizes, config, device) if args.resume and checkpoint.exists() else begin(sizes, config, device)
     try:
         trainer.run(speech, held, checkpoint, _tell)
-        table = report(trainer, tokenizer, held)
+        temperature = calm(trainer.average, held, args.steps, spans=trainer.part == DISTIL)
+        table = report(trainer, tokenizer, held, temperature)
         print("\n" + table, flush=True)
         shipped = VoiceFlow(trainer.average, mean, deviation)
-        flow_voice.save(shipped, args.out, steps=args.steps)
-        args.out.with_suffix(".md").write_text(_card(args, trainer, len(speech), table, device), encoding="utf-8")
+        flow_voice.save(shipped, args.out, args.steps, temperature)
+        args.out.with_suffix(".md").write_text(_card(args, trainer, len(speech), table, device, temperature), encoding="utf-8")
         draw_curve(trainer.curve, args.out.with_suffix(".png"))
     except OSError as error:
         raise OutputError(f"The training's files could not be written: {error}.") from error
@@ -131,7 +132,7 @@ def make_speech(shards: list[Path], tokenizer: SpeechTokenizer, hours: float, de
         raise InputError(f"The replies in {shards[0].parent} cannot be learnt from: {error}.") from error
 
 
-def report(trainer: FlowTrainer, tokenizer: SpeechTokenizer, held: Crops) -> str:
+def report(trainer: FlowTrainer, tokenizer: SpeechTokenizer, held: Crops, temperature: float) -> str:
     """The comparison on replies kept back, as a table in Markdown."""
     chunk = trainer.average.config.chunk * trainer.average.config.ratio
     counted = held.counted(trainer.average.config.encoder.lookahead).repeat_interleave(trainer.average.config.ratio, dim=1)
@@ -143,6 +144,9 @@ def report(trainer: FlowTrainer, tokenizer: SpeechTokenizer, held: Crops) -> str
         rows += [(f"teacher flow, {steps} steps", judged(trainer.teacher, held, steps, spans=False)) for steps in STEPS]
     spans = trainer.part == DISTIL
     rows += [(f"shipped flow, {steps} steps", judged(trainer.average, held, steps, spans=spans)) for steps in STEPS]
+    for steps in STEPS:
+        calmed = judged(trainer.average, held, steps, spans=spans, temperature=temperature)
+        rows.append((f"shipped flow, {steps} steps, noise x {temperature:g}", calmed))
     lines = [f"| {name} | {one.error:.3f} | {one.liveliness:.3f} | {one.joins:.3f} |" for name, one in rows]
     return "\n".join(["| frames of | error | liveliness | joins |", "|---|---|---|---|", *lines])
 
@@ -175,13 +179,14 @@ def _tell(progress: Progress) -> None:
     )
 
 
-def _card(args: argparse.Namespace, trainer: FlowTrainer, codes: int, table: str, device: torch.device) -> str:
+def _card(args: argparse.Namespace, trainer: FlowTrainer, codes: int, table: str, device: torch.device, temperature: float) -> str:
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU, one thread"
     size = sum(weight.numel() for weight in trainer.average.parameters())
     return f"""# The flow of the voice
 
 {size:,} parameters, fp16: speech codes (21.53 Hz, five digits) to latents of the voice "joe" (192 channels, 86.13 Hz), in chunks of
-{trainer.average.config.chunk} codes with {trainer.average.config.encoder.lookahead} of look-ahead; made for {args.steps} step(s).
+{trainer.average.config.chunk} codes with {trainer.average.config.encoder.lookahead} of look-ahead; made for {args.steps} step(s)
+from noise of deviation {temperature:g}.
 
 * Made by: `duologue train flow --hours {args.hours:g} --minutes {args.minutes:g} --distil {args.distil:g} --rows {args.rows}
   --length {args.length} --seed {args.seed}` on {machine}

@@ -60,6 +60,8 @@ class FlowConfig:
     """Frames of the fixed noise, hence the longest prompt and reply together."""
     noise_seed: int = 0
     """Seed of the fixed noise."""
+    temperature: float = 1.0
+    """Deviation of the noise that frames are made from; less is calmer, and 0 always the same."""
     encoder: FlowEncoderConfig = field(default_factory=FlowEncoderConfig)
     """Sizes of the encoder."""
     estimator: FlowEstimatorConfig = field(default_factory=FlowEstimatorConfig)
@@ -76,6 +78,8 @@ class FlowConfig:
             raise ValueError(
                 f"flow.levels {list(self.levels)} make {math.prod(self.levels)} codes, not flow.vocabulary {self.vocabulary}"
             )
+        if not 0.0 <= self.temperature <= 2.0:
+            raise ValueError(f"flow.temperature must be in 0 to 2, not {self.temperature}")
         if not 0.0 <= self.guidance <= 10.0:
             raise ValueError(f"flow.guidance must be in 0 to 10, not {self.guidance}")
 
@@ -170,6 +174,7 @@ class FlowDecoder(nn.Module):
         if config.guidance > 0:
             given = torch.cat((given, torch.zeros_like(given)))  # [2, n, I - M]
         x = fixed_noise(config.mel, config.max_frames, config.noise_seed)[start : start + n].to(given.device).unsqueeze(0)
+        x = config.temperature * x
         times = moments(steps)
         shifts = self.estimator.shifts(times[:-1].to(given.device), times.diff().to(given.device))
         for step, length in enumerate(times.diff().tolist()):

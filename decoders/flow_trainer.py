@@ -266,14 +266,23 @@ def resume(path: Path, sizes: FlowConfig, config: FlowTrainerConfig, device: tor
 
 
 @torch.no_grad()
-def judged(flow: Flow, held: Crops, steps: int, *, spans: bool) -> Judged:
+def judged(flow: Flow, held: Crops, steps: int, *, spans: bool, temperature: float = 1.0) -> Judged:
     """How good a flow is at so many steps, with the chunk mask, from fixed noise. steps 0: its encoder's mean."""
     device = held.frames.device
-    noise = torch.randn(held.frames.shape, generator=torch.Generator().manual_seed(0)).to(device)
+    noise = temperature * torch.randn(held.frames.shape, generator=torch.Generator().manual_seed(0)).to(device)
     with _precision(device):
         seen = conditions(flow, held, chunked=True)
         frames = walk(flow, seen, noise, steps, spans=spans)[-1] if steps else seen.mean
     return judge(frames, held.frames, seen.counted, flow.config.chunk * flow.config.ratio)
+
+
+def calm(flow: Flow, held: Crops, steps: int, *, spans: bool) -> float:
+    """The temperature at which frames are as lively as the true ones.
+
+    A network that is narrower than its frames cannot take all of the noise away again; starting from less of it makes up for that.
+    """
+    found = {index / 20: judged(flow, held, steps, spans=spans, temperature=index / 20).liveliness for index in range(21)}
+    return min(found, key=lambda temperature: abs(found[temperature] - 1.0))
 
 
 def _trainer(learner: Flow, config: FlowTrainerConfig) -> FlowTrainer:

@@ -39,7 +39,7 @@ VOICE = FlowConfig(
     prompted=False,
     chunk=5,
     window=20,
-    steps=2,
+    steps=1,
     guidance=0.0,
     max_frames=20_000,
     encoder=FlowEncoderConfig(width=192, heads=3, feed_forward=768, blocks=3, up_blocks=1, lookahead=2),
@@ -70,14 +70,16 @@ def split(codes: Tensor, levels: tuple[int, ...] = LEVELS) -> Tensor:
     return torch.stack(digits, dim=-1).to(torch.uint8)
 
 
-def save(made: VoiceFlow, path: Path, steps: int | None = None) -> None:
-    """Write weights (fp16), sizes and statistics. steps: that the reader shall use, if not the flow's own. Raises OSError."""
+def save(made: VoiceFlow, path: Path, steps: int | None = None, temperature: float | None = None) -> None:
+    """Write weights (fp16), sizes and statistics. steps, temperature: that the reader shall use, if not the flow's own. Raises OSError."""
     tensors = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in made.flow.state_dict().items()}
     statistics = (made.mean, made.deviation)
     tensors |= {name: value.detach().to("cpu", torch.float32) for name, value in zip(_STATISTICS, statistics, strict=True)}
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_suffix(".part")
-    sizes = dataclasses.replace(made.flow.config, steps=steps or made.flow.config.steps)
+    own = made.flow.config
+    calm = own.temperature if temperature is None else temperature
+    sizes = dataclasses.replace(own, steps=steps or own.steps, temperature=calm)
     save_file(tensors, fresh, metadata={"flow": json.dumps(dataclasses.asdict(sizes))})
     fresh.replace(path)
 

@@ -57,11 +57,13 @@ def arguments(work: Path, *more: str) -> argparse.Namespace:
 
 
 def test_a_run_makes_weights_a_card_and_a_picture(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train_flow.run_training(arguments(work, "--steps", "1"), SMALL) == 0
+    assert train_flow.run_training(arguments(work, "--steps", "2"), SMALL) == 0
     told = capsys.readouterr().out
     assert "few steps, step" in told and "| tokenizer's own decoder |" in told and "| shipped flow, 1 steps |" in told
     made = flow_voice.load(work / "flow.safetensors")
-    assert made.flow.config == dataclasses.replace(SMALL, steps=1)
+    config = made.flow.config
+    assert config == dataclasses.replace(SMALL, steps=2, temperature=config.temperature)
+    assert f"| shipped flow, 2 steps, noise x {config.temperature:g} |" in told
     assert made.mean.tolist() == [3.0] * 192 and made.deviation.tolist() == [2.0] * 192
     assert "| teacher flow, 10 steps |" in (work / "flow.md").read_text()
     assert (work / "flow.png").stat().st_size > 1000 and (work / "flow.pt").is_file()

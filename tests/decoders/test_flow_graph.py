@@ -39,6 +39,14 @@ def test_with_other_steps(steps: int) -> None:
     assert torch.allclose(made.step(made.open(*NOTHING), codes, True), wanted, atol=2e-5)
 
 
+def test_with_calmer_noise() -> None:
+    torch_form = tiny(2, dataclasses.replace(SMALL, temperature=0.3))
+    made, codes = GraphFlow(torch_form), speech(12)
+    frames = made.step(made.open(*NOTHING), codes, True)
+    assert torch.allclose(frames, torch_form.step(torch_form.open(*NOTHING), codes, final=True), atol=2e-5)
+    assert not torch.allclose(frames, tiny(2, SMALL).step(torch_form.open(*NOTHING), codes, final=True), atol=0.1)
+
+
 def test_frames_come_with_seven_codes_and_every_five() -> None:
     state = GRAPH.open(*NOTHING)
     lengths = [GRAPH.step(state, code).shape[1] for code in speech(18).split(1)]

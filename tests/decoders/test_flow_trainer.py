@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from decoders.flow_speech import Crops, SpeechStore, store
-from decoders.flow_trainer import DISTIL, TEACH, FlowTrainer, FlowTrainerConfig, Progress, begin, judged, resume
+from decoders.flow_trainer import DISTIL, TEACH, FlowTrainer, FlowTrainerConfig, Progress, begin, calm, judged, resume
 from decoders.flow_voice import VOICE
 from duplex.errors import WeightsError
 
@@ -98,6 +98,13 @@ def test_weights_that_became_nonsense_come_back(held: Crops) -> None:
     assert trainer.slower == 0.5**3  # spoilt at each of three reports in the first second, found at the next
     assert all(value.isfinite().all() for value in trainer.average.state_dict().values())
     assert math.isfinite(trainer.curve[-1].loss) and math.isfinite(trainer.curve[-1].held)
+
+
+def test_noise_that_is_not_taken_away_is_made_up_for(held: Crops) -> None:
+    trainer = begin(SMALL, QUICK, "cpu")  # knows nothing yet, and leaves all of the noise where it is
+    temperature = calm(trainer.average, held, 1, spans=False)
+    lively = [judged(trainer.average, held, 1, spans=False, temperature=t).liveliness for t in (temperature, 1.0)]
+    assert 0.0 < temperature < 1.0 and abs(lively[0] - 1.0) < 0.1 < abs(lively[1] - 1.0)
 
 
 def test_what_is_no_checkpoint_is_told(tmp_path: Path) -> None:

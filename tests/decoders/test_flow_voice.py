@@ -22,6 +22,7 @@ from duplex.errors import WeightsError
 SMALL = dataclasses.replace(
     VOICE,
     window=7,
+    steps=2,
     encoder=dataclasses.replace(VOICE.encoder, width=16, heads=2, feed_forward=16),
     estimator=dataclasses.replace(VOICE.estimator, channels=16, heads=2, head_width=8),
 )
@@ -93,9 +94,9 @@ def test_a_code_is_the_sum_of_its_digits() -> None:
 
 def test_a_file_brings_back_the_flow(tmp_path: Path) -> None:
     mean, deviation = torch.randn(192), torch.rand(192)
-    save(VoiceFlow(FLOW, mean, deviation), tmp_path / "flow.safetensors", steps=1)
+    save(VoiceFlow(FLOW, mean, deviation), tmp_path / "flow.safetensors", steps=3, temperature=0.7)
     back = load(tmp_path / "flow.safetensors")
-    assert back.flow.config == dataclasses.replace(SMALL, steps=1)
+    assert back.flow.config == dataclasses.replace(SMALL, steps=3, temperature=0.7)
     assert torch.equal(back.mean, mean) and torch.equal(back.deviation, deviation)
     for name, value in FLOW.state_dict().items():
         assert torch.allclose(back.flow.state_dict()[name], value, atol=1e-3)
