@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -180,37 +181,69 @@ def three_turns(path: Path) -> Path:
     return write_microphone(path, sound, 16000)
 
 
-@pytest.mark.browser
-@pytest.mark.weights
-def test_three_turns_with_an_interruption(edge_weights: dict[str, Path], tmp_path: Path) -> None:
-    profile = load_profile("edge")
-    parts = build_parts(profile)
-    with web(profile, parts) as (host, url), browser_page(three_turns(tmp_path / "mic.wav")) as (page, seen):
+@dataclass
+class Talked:
+    """What was seen of a conversation, and heard in its recording."""
+
+    late: int
+    latencies: list[dict[str, Any]]
+    speech: dict[str, list[Any]]
+    said: list[str]
+    heard: list[str]
+    unheard: list[str]
+    user: Samples
+    agent: Samples
+    rate_hz: int
+    complaints: list[str]
+
+
+def talk_in_the_browser(profile: Profile, parts: Parts, folder: Path) -> Talked | int:
+    """The conversation, or, if it did not come to its end in time, how often the machine was late."""
+    from playwright.sync_api import TimeoutError as NotInTime
+
+    with web(profile, parts) as (host, url), browser_page(three_turns(folder / "mic.wav")) as (page, seen):
         page.goto(url)
         page.get_by_role("checkbox", name="Record both sides").check()
         page.get_by_role("button", name="Talk").click()
-        page.set_default_timeout(120000)
-        page.wait_for_function("document.querySelector('.transcript').textContent.match(/bees/i)")
-        page.wait_for_function("duologue.conversation.current === null && duologue.conversation.latencies.length >= 3")
+        page.set_default_timeout(90000)
+        try:
+            page.wait_for_function("document.querySelector('.transcript').textContent.match(/bees/i)")
+            page.wait_for_function("duologue.conversation.current === null && duologue.conversation.latencies.length >= 3")
+        except NotInTime:
+            print(page.locator(".transcript").inner_text())
+            return host.deadline_misses
         page.wait_for_timeout(500)
-        page.screenshot(path=tmp_path / "conversation.png", full_page=True)
+        page.screenshot(path=folder / "conversation.png", full_page=True)
         latencies = page.evaluate("duologue.conversation.latencies")
         speech = page.evaluate("({...duologue.conversation.speech})")
         said = page.locator(".turn.user > span").all_inner_texts()
         heard_of_agent = page.locator(".turn.agent > span > span").all_inner_texts()
         unheard = page.locator(".turn.agent s").all_inner_texts()
         page.get_by_role("button", name="Stop", exact=True).click()
-        user, agent, rate = downloaded_recording(page, tmp_path / "conversation.wav")
+        sound = downloaded_recording(page, folder / "conversation.wav")
+        complaints = seen.foreign + seen.errors
+        return Talked(host.deadline_misses, latencies, speech, said, heard_of_agent, unheard, *sound, complaints)
 
-    assert (seen.foreign, seen.errors) == ([], [])
+
+@pytest.mark.browser
+@pytest.mark.weights
+def test_three_turns_with_an_interruption(edge_weights: dict[str, Path], tmp_path: Path) -> None:
+    profile = load_profile("edge")
+    parts = build_parts(profile)
+    talked = talk_in_the_browser(profile, parts, tmp_path)
+    if isinstance(talked, int) and talked:  # the microphone does not wait for a machine that is busy with something else
+        talked = talk_in_the_browser(profile, parts, tmp_path)
+    assert isinstance(talked, Talked), f"the conversation did not come to its end; the machine was late {talked} times"
+
+    assert talked.complaints == []
     expected = " ".join(clip.text for clip in TURNS)
-    assert likeness(" ".join(said), expected) > 0.75, said
-    assert unheard or host.deadline_misses, (
+    assert likeness(" ".join(talked.said), expected) > 0.75, talked.said
+    assert talked.unheard or talked.late, (
         "words that the interruption cut off are struck out, if the machine was quick enough to write them"
     )
-    assert sum(turn["stopS"] is not None for turn in latencies) == 1
-    assert all(0 < turn["responseS"] < 5 for turn in latencies if turn["responseS"] is not None), latencies
-    assert len(speech["user"]) >= 3 and len(speech["agent"]) >= 3
-    assert likeness(heard(parts, user, rate), expected) > 0.75
-    told = " ".join(heard_of_agent)
-    assert likeness(heard(parts, agent, rate), told) > 0.7, told
+    assert sum(turn["stopS"] is not None for turn in talked.latencies) == 1
+    assert all(0 < turn["responseS"] < 5 for turn in talked.latencies if turn["responseS"] is not None), talked.latencies
+    assert len(talked.speech["user"]) >= 3 and len(talked.speech["agent"]) >= 3
+    assert likeness(heard(parts, talked.user, talked.rate_hz), expected) > 0.75
+    told = " ".join(talked.heard)
+    assert likeness(heard(parts, talked.agent, talked.rate_hz), told) > 0.7, told
