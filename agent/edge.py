@@ -11,6 +11,7 @@ import torch
 from agent.thinker import Thinker
 from decoders import flow_checkpoint, flow_voice, pointer_lm_weights
 from decoders.edge_voice import EdgeSoundConfig, EdgeVoice
+from decoders.flow_graph import GraphFlow
 from decoders.hifigan_stream import StreamingGan
 from decoders.latent_vocoder import LatentVocoder
 from decoders.phonemes import Lexicon, PhonemeTable
@@ -50,7 +51,7 @@ class EdgeVoiceConfig:
     sound: EdgeSoundConfig = field(default_factory=EdgeSoundConfig)
     """What is done to it."""
     threads: int = 1
-    """Threads of the vocoder; more than the free cores makes small layers many times slower."""
+    """Threads of flow and vocoder; more than the free cores makes small layers many times slower."""
 
     def __post_init__(self) -> None:
         if self.passage_phones < 1 or self.threads < 1 or (self.flow_steps is not None and self.flow_steps < 1):
@@ -72,12 +73,11 @@ def load_voice(split: Path, voice_config: Path, config: EdgeVoiceConfig, thinker
         raise WeightsError(
             f"The voice LM reads an LLM of width {net.config.llm_width}, this one's is {thinker.hidden_size}; use output: bridge."
         )
-    if config.flow_steps is not None:
-        made.flow.config = replace(made.flow.config, steps=config.flow_steps)
+    flow = GraphFlow(made.flow, config.flow_steps, config.threads)
     vocoder = LatentVocoder.load(split, made.mean, made.deviation, config.threads)
     table = PhonemeTable.load(voice_config)
     reader = TextReader(Lexicon(), table, thinker.decode, MOST_SENTENCE_PHONES)
-    return join_voice(net, Token2Wav(made.flow, vocoder, config.token2wav), reader, config, thinker)
+    return join_voice(net, Token2Wav(flow, vocoder, config.token2wav), reader, config, thinker)
 
 
 def tiny_voice(config: EdgeVoiceConfig, thinker: Thinker) -> EdgeVoice:
