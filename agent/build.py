@@ -63,10 +63,11 @@ def build_parts(profile: Profile, *, voice: VoiceSample | None = None, random_we
         return loader.tiny()
     where = weights.locate(profile)
     with ThreadPoolExecutor(1) as beside:  # the ears beside the LLM: nearly half the loading time on two cores
-        hearing = beside.submit(loader.ears, where)
+        hearing = None if profile.input == "projector" else beside.submit(loader.ears, where)
         chat = loader.chat(where)
         speaking = loader.voice(where, chat)
-        parts = Parts(hearing.result(), Vad(where["silero-vad"]), chat, speaking, loader.predictor)
+        ears = hearing.result() if hearing is not None else loader.ears(where, chat)
+        parts = Parts(ears, Vad(where["silero-vad"]), chat, speaking, loader.predictor)
     log.info("loaded profile %s in %.1f s", profile.name, time.perf_counter() - began)
     return parts
 

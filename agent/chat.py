@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from agent.chat_template import Message, drop_oldest, render_chat
 from agent.sampling import Sampler, SamplingConfig
@@ -26,6 +28,14 @@ class ChatConfig:
     def __post_init__(self) -> None:
         if self.reply_reserve_tokens < 1:
             raise ConfigError("thinker.reply_reserve_tokens must be at least 1.")
+
+
+class Keys(list[int]):
+    """A rendered dialogue: token ids, negative keys for what was heard and not read, and the vectors of those."""
+
+    def __init__(self, ids: Iterable[int]) -> None:
+        super().__init__(ids)
+        self.vectors: dict[int, NDArray[np.float32]] = {}
 
 
 class Chat:
@@ -51,7 +61,11 @@ class Chat:
         """ChatML token ids; the oldest exchanges are forgotten until the rest fits. Raises ValueError for an over-long system prompt."""
         vocabulary = self.thinker.vocabulary
         kept = drop_oldest(vocabulary, system, messages, self._budget, self._budget // 4)
-        return render_chat(vocabulary, system, kept, open_assistant=open_assistant, open_last=open_last)
+        keys = Keys(render_chat(vocabulary, system, kept, open_assistant=open_assistant, open_last=open_last))
+        for message in kept:
+            if message.speech is not None:
+                keys.vectors.update(zip(message.speech.keys, message.speech.vectors, strict=True))
+        return keys
 
     def turn_end(self, context: Context) -> float:
         """P(the next token ends the sentence or the turn), after words without their final punctuation."""
@@ -59,7 +73,7 @@ class Chat:
 
     def sync_steps(self, context: Context, keys: Sequence[int]) -> Iterator[int]:
         """Make the context hold exactly `keys`, in bounded steps."""
-        return self.thinker.sync_steps(context, keys)
+        return self.thinker.sync_steps(context, keys, getattr(keys, "vectors", None))
 
     def sampler(self, seed: int, calls: bool = False) -> Sampler:
         """A fresh sampler; with `calls` it may draw the marks of a function call."""

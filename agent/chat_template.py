@@ -16,6 +16,7 @@ from typing import Literal
 
 from agent.tool_calls import CLOSE, OPEN
 from agent.vocabulary import IM_END, IM_START, Vocabulary
+from encoders.ears import HeardVectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +25,24 @@ class Message:
 
     role: Literal["user", "assistant", "system"]
     text: str
+    speech: HeardVectors | None = None
+    """The end of the text as it was heard, for an LLM that reads vectors in place of those words."""
+
+    @property
+    def written(self) -> str:
+        """What is read as text: all of it, or what comes before the speech."""
+        return self.text if self.speech is None else self.text[: -len("".join(self.speech.pieces).strip()) or None]
+
+    def open_ended(self) -> Message:
+        """Without the marks that end a sentence."""
+        marks = " .?!"
+        return Message(self.role, self.text.rstrip(marks), self.speech and self.speech.without_end(marks))
 
 
 def render_chat(
     vocabulary: Vocabulary, system: str, messages: Sequence[Message], open_assistant: bool = True, open_last: bool = False
 ) -> list[int]:
-    """Token ids of a conversation.
+    """Token ids of a conversation; the keys of vectors, which are negative, where a message was heard and not read.
 
     open_assistant: end with the opening of the agent's turn, ready for a reply. open_last: leave the last message without its end
     token (the user is still speaking: the probability of the end token is then a hint that the turn is over); not both.
@@ -38,9 +51,9 @@ def render_chat(
         raise ValueError("open_assistant and open_last exclude each other: a turn that is still open cannot be answered")
     start, end, newline = vocabulary.specials[IM_START], vocabulary.specials[IM_END], vocabulary.encode("\n")
     ids: list[int] = []
-    turns = [("system", system), *((message.role, message.text) for message in messages)]
-    for role, text in turns:
-        ids += [start, *_encoded(vocabulary, role, False), *newline, *_encoded(vocabulary, text, role != "user"), end, *newline]
+    for message in (Message("system", system), *messages):
+        said = [*_encoded(vocabulary, message.written, message.role != "user"), *(message.speech.keys if message.speech else ())]
+        ids += [start, *_encoded(vocabulary, message.role, False), *newline, *said, end, *newline]
     if open_last:
         return ids[: -1 - len(newline)]
     return [*ids, start, *vocabulary.encode("assistant"), *newline] if open_assistant else ids

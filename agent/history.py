@@ -8,10 +8,11 @@ on: the call is the agent's, the result comes from the user's side.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from agent.chat_template import Message
+from encoders.ears import HeardVectors
 
 MOST_MESSAGES = 100
 """Older entries are forgotten; a context holds fewer than these."""
@@ -80,8 +81,14 @@ class History:
         text = " ".join(text.split())
         self.entries = [e if e.key != key else Entry(e.kind, text, key) for e in self.entries if e.key != key or text]
 
-    def with_user(self, text: str) -> list[Message]:
-        """The messages as they would be if the user had also said `text`; the history itself stays as it is."""
+    def with_user(self, text: str, speech: HeardVectors | None = None) -> list[Message]:
+        """The messages as they would be if the user had also said `text`; the history itself stays as it is.
+
+        speech: the same words as vectors, which the LLM then reads in their place.
+        """
         trial = History(list(self.entries))
         trial.add("user", text)
-        return trial.messages
+        messages = trial.messages
+        if speech is not None and messages and messages[-1].text.endswith("".join(speech.pieces).strip()):
+            messages[-1] = replace(messages[-1], speech=speech)
+        return messages

@@ -31,7 +31,7 @@ class Listener:
         ears: Ears,
         worker: ModelWorker,
         emit: Callable[[Event], None],
-        read: Callable[[str], Awaitable[float | None]],
+        read: Callable[[Transcript], Awaitable[float | None]],
         start: Starter,
     ) -> None:
         """read: lets the thinker read the words so far and say how likely the sentence ends there. start: owns a task for us."""
@@ -135,6 +135,6 @@ class Listener:
             self._start(self._preread(turn, transcript), "read")  # before a waiting response goes on: it is short
 
     async def _preread(self, turn: UserTurn, transcript: Transcript) -> None:
-        ends = await self._read(transcript.text)
+        ends = await self._read(transcript)
         if turn.transcript is not None and turn.transcript.text == transcript.text:
             turn.ends = ends

@@ -85,6 +85,14 @@ class Loader:
             from encoders.sensevoice_ears import SenseVoiceEarsConfig
 
             self.ears_config = profile.section("ears", SenseVoiceEarsConfig)
+        elif profile.input == "projector":
+            from encoders.projector_ears import WEIGHTS, ProjectorEarsConfig
+
+            self.ears_config = profile.section("ears", ProjectorEarsConfig)
+            if profile.weights and not WEIGHTS.is_file():
+                raise ConfigError(
+                    f"{profile.file}: input: projector has no trained weights here; run `duologue train projector`, or use input: bridge."
+                )
         else:
             self.ears_config = profile.section("ears", EarsConfig)
         if profile.decoder == "cosyvoice2":
@@ -105,15 +113,20 @@ class Loader:
             torch.backends.cuda.enable_cudnn_sdp(
                 False
             )  # it plans anew for each length of the past, which takes longer than it saves
-        if profile.input != "bridge":
+        if profile.input != "bridge" and profile.encoder == "sensevoice":
             raise ConfigError(f"{profile.file}: input: projector has no trained weights yet; use input: bridge.")
         if profile.output != "bridge" and profile.weights and (profile.decoder == "cosyvoice2" or not _own_voice_is_trained()):
             raise ConfigError(f"{profile.file}: output: projector has no trained weights yet; use output: bridge.")
 
     # -- from weights
 
-    def ears(self, where: Mapping[str, Path]) -> Ears:
-        """From what `weights.locate` found. Raises WeightsError."""
+    def ears(self, where: Mapping[str, Path], chat: Chat | None = None) -> Ears:
+        """From what `weights.locate` found. chat: the LLM, which ears hear for (`input: projector`). Raises WeightsError."""
+        if self.profile.input == "projector":
+            from encoders.projector_ears import ProjectorEars
+
+            assert chat is not None, "a projector hears for an LLM"
+            return ProjectorEars.load(self._located(where, "whisper-tiny-en"), chat.thinker.embed, chat.decode, self.ears_config)
         if self.profile.encoder == "sensevoice":
             from agent.minmo import SENSEVOICE
             from encoders.sensevoice_ears import SenseVoiceEars
@@ -162,6 +175,10 @@ class Loader:
             from encoders.sensevoice_ears import SenseVoiceEars
 
             ears = SenseVoiceEars.tiny(0, self.ears_config)
+        elif self.profile.input == "projector":
+            from encoders.projector_ears import ProjectorEars
+
+            ears = ProjectorEars.tiny(chat.thinker.embed, chat.decode, 0, self.ears_config)
         else:
             ears = WhisperEars.tiny(0, self.ears_config)
         if self.profile.decoder == "cosyvoice2":

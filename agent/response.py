@@ -103,7 +103,7 @@ class Responder:
         if self._decoding:
             return None
         thinker = self._parts.thinker
-        open_end = [*messages[:-1], Message("user", messages[-1].text.rstrip(" .?!"))]
+        open_end = [*messages[:-1], messages[-1].open_ended()]
         keys = thinker.render(manner.prompt, open_end, open_assistant=False, open_last=True)
         async with self._using:
             await self._steps(Priority.SPECULATE, thinker.sync_steps(self._context, keys))

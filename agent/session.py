@@ -49,6 +49,7 @@ from duplex.levels import level_db
 from duplex.playout import Playout, PlayoutConfig
 from duplex.turns import TurnConfig, TurnTaking
 from duplex.vad import VoiceActivity, VoiceActivityConfig, VoiceStart, VoiceStop
+from encoders.ears import Transcript
 
 log = logging.getLogger(__name__)
 
@@ -397,7 +398,8 @@ class Session(Steering):
                     return
                 if self._reply is not None and self._reply.epoch == epoch:
                     self._reply.user_text = text
-                messages = self.history.with_user(text)
+                heard = user_turn.transcript
+                messages = self.history.with_user(text, heard.speech if heard else None)
             if line is not None:
                 await self._responder.say(epoch, line, manner)
                 return
@@ -409,12 +411,14 @@ class Session(Steering):
             self._trouble(f"A response failed: {errors.exceptions[0]}", "response_failed")
             self.playout.finish(epoch)
 
-    async def _read(self, text: str) -> float | None:
-        return await self._responder.read(self.history.with_user(text), self._manner)
+    async def _read(self, heard: Transcript) -> float | None:
+        return await self._responder.read(self.history.with_user(heard.text, heard.speech), self._manner)
 
     async def _read_ahead(self) -> None:
         """Between turns: what was heard, and now and then, when old turns were forgotten, everything that is left."""
-        await self._read(".")  # of the next turn nothing is known but that it is the user's: a stop alone is not read
+        await self._read(
+            Transcript(".", self._now)
+        )  # of the next turn nothing is known but that it is the user's: a stop alone is not read
 
     # -- parts --------------------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ One thread at a time may use a thinker; any number of contexts may be interleave
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -190,22 +190,27 @@ class Thinker:
         for _ in self.sync_steps(context, keys):
             pass
 
-    def sync_steps(self, context: Context, keys: Sequence[int]) -> Iterator[int]:
+    def sync_steps(
+        self, context: Context, keys: Sequence[int], vectors: Mapping[int, NDArray[np.float32]] | None = None
+    ) -> Iterator[int]:
         """`sync` in bounded pieces: each `next` runs one forward pass and gives the number of tokens still to feed.
 
-        May be dropped at any piece: the context is then a valid, shorter one. Raises ContextFull for more keys than fit, before
-        anything is changed, and ValueError when a negative key would have to be computed (only `extend` can do that).
+        vectors: [d] of the negative keys that the context does not hold yet. May be dropped at any piece: the context is then a valid,
+        shorter one. Raises ContextFull for more keys than fit, before anything is changed, and ValueError when a negative key would have
+        to be computed whose vector is not given.
         """
-        keys = list(keys)
+        keys, vectors = list(keys), vectors or {}
         self._check_room(len(keys))
         same = common_prefix(context.keys, keys)
-        if any(key < 0 for key in keys[min(same, context.fed) :]):
-            raise ValueError("a negative key stands for embeddings that the context does not hold: give them to extend")
+        if any(key < 0 and key not in vectors for key in keys[min(same, context.fed) :]):
+            raise ValueError(
+                "a negative key stands for embeddings that the context does not hold: give them as vectors, or to extend"
+            )
         context.truncate(same)
         context.truncate(context.fed)
         while (left := len(keys) - context.fed) > 0:
             piece = keys[context.fed : context.fed + self.config.prefill_chunk_tokens]
-            self._feed(context, self._qwen.embed(torch.as_tensor(piece, dtype=torch.long)), piece)
+            self._feed(context, self._embedded(piece, vectors), piece)
             yield left - len(piece)
 
     def extend(self, context: Context, embeddings: Tensor | NDArray[np.float32], keys: Sequence[int]) -> None:
@@ -273,6 +278,15 @@ class Thinker:
             for context, row in zip(ready, scores, strict=True):
                 context.fed += 1
                 context.scores = (context.fed, row)
+
+    def _embedded(self, keys: Sequence[int], vectors: Mapping[int, NDArray[np.float32]]) -> Tensor:
+        """[n, d] of tokens and vectors."""
+        x = self._qwen.embed(torch.as_tensor([max(key, 0) for key in keys], dtype=torch.long))
+        heard = [place for place, key in enumerate(keys) if key < 0]
+        if heard:
+            x = x.clone()
+            x[heard] = torch.from_numpy(np.stack([vectors[keys[place]] for place in heard])).to(x)
+        return x
 
     def _flush(self, context: Context) -> None:
         self._flush_together([context])

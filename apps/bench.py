@@ -11,7 +11,7 @@ from typing import Any
 from agent.build import build_parts
 from agent.parts import Parts
 from agent.profiles import Profile, load_profile
-from apps import bench_conversation, bench_floor, bench_path, bench_serve, bench_soak, bench_start, bench_voice
+from apps import bench_conversation, bench_ears, bench_floor, bench_path, bench_serve, bench_soak, bench_start, bench_voice
 from apps.interrupts import put_off
 from duplex.errors import OutputError
 
@@ -21,6 +21,7 @@ BENCHES = {
         bench_conversation.run_conversation_bench,
         "understanding, latency, WER, cascade",
     ),
+    "ears": (bench_ears.add_arguments, bench_ears.run_ears, "words and answers through the transcript and through the projector"),
     "floor": (
         bench_floor.add_arguments,
         bench_floor.run_floor,

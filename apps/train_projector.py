@@ -23,8 +23,9 @@ from apps.train_projector_texts import Texts
 from duplex.checkpoint import read_tensors
 from duplex.errors import ConfigError, OutputError, WeightsError
 from encoders import speech_projector
+from encoders.speech_batches import Batches, Spoken
 from encoders.speech_projector import SpeechProjectorConfig
-from encoders.speech_projector_training import Progress, ProjectorTrainingConfig, Spoken, Training, distance
+from encoders.speech_projector_training import Progress, ProjectorTrainingConfig, Training, distance
 
 WEIGHTS = Path(speech_projector.__file__).parent / "weights" / "projector.safetensors"
 
@@ -121,16 +122,18 @@ def _learn(args: argparse.Namespace, work: Path, device: str) -> None:
     _tell(f"{spoken.hours():.1f} h of speech: {', '.join(f'{name} {count}' for name, count in voices.items())} sentences")
     whisper = load_file(work / "whisper-encoder.safetensors")
     config = ProjectorTrainingConfig(seconds=args.minutes * 60, batch_s=args.batch, seed=args.seed)
-    training = Training(whisper, texts.table, SpeechProjectorConfig(llm_width=texts.table.shape[1]), config, device)
+    sizes = SpeechProjectorConfig(llm_width=texts.table.shape[1])
+    training = Training(whisper, texts.table, sizes, config, device, texts.counts())
     checkpoint = work / f"projector-{args.seed}.pt"
     if training.resume(checkpoint):
         _tell(f"going on after {training.seconds:.0f} s, step {training.step}")
-    training.run(spoken, checkpoint, _say)
+    batches = Batches(spoken, training.pick)
+    training.run(batches, checkpoint, _say)
     training.use_average()
     training.net.eval()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     kept = speech_projector.save(args.out, training.net, training.head, texts.vocabulary)
-    found = _judge(training, spoken, texts)
+    found = _judge(training, batches, texts)
     for line in found:
         _tell(line)
     args.out.with_suffix(".md").write_text(_card(args, training, spoken, texts, found, kept), encoding="utf-8")
@@ -145,7 +148,7 @@ def _say(progress: Progress) -> None:
     )
 
 
-def _judge(training: Training, spoken: Spoken, texts: Texts, batches: int = 6) -> list[str]:
+def _judge(training: Training, spoken: Batches, texts: Texts, batches: int = 6) -> list[str]:
     """Token and word errors on texts that were kept back, by the training's voices, plain and spoilt."""
     lines = []
     for plain in (True, False):

@@ -29,7 +29,7 @@ from decoders.vits_net import HOP, VITS_RATE_HZ, VitsNet
 from duplex.audio import USER_RATE_HZ
 from duplex.errors import InputError
 from encoders.speech_augment import SoundBank, resample_exact
-from encoders.speech_projector_training import Spoken
+from encoders.speech_batches import Spoken, letter_shares
 
 FLITE = (("awb", 0.5), ("kal16", 0.3), ("kal", 0.2))
 """Voices and the share of sentences that each speaks."""
@@ -95,7 +95,12 @@ def gather(texts: Texts, folder: Path, device: torch.device) -> Spoken:
     starts = length.cumsum(0) - length
     text = torch.cat(said).long().numpy()
     bank = SoundBank(sound, starts.to(device), length.to(device))
-    return Spoken(bank, text, voices, texts.first, texts.next, text % HELD_EVERY == 0, length.numpy())
+    letters = [sum(c.isalpha() for c in piece.decode(errors="ignore")) + 4 * piece.strip().isdigit() for piece in texts.pieces]
+    shares = [
+        (letter_shares([letters[token] for token in first]), letter_shares([letters[token] for token in following]))
+        for first, following in zip(texts.first, texts.next, strict=True)
+    ]
+    return Spoken(bank, text, voices, texts.first, texts.next, text % HELD_EVERY == 0, length.numpy(), shares)
 
 
 def _file(folder: Path, voice: str) -> Path:

@@ -78,6 +78,11 @@ class Texts:
         """Indexes into the vocabulary as text."""
         return b"".join(self.pieces[token] for token in tokens).decode(errors="replace").strip()
 
+    def counts(self) -> Tensor:
+        """[v] how often each token is said."""
+        said = np.concatenate([*self.first, *self.next])
+        return torch.from_numpy(np.bincount(said, minlength=len(self.vocabulary)))
+
     def __len__(self) -> int:
         return len(self.texts)
 
@@ -145,7 +150,7 @@ def fortunes(folder: Path) -> Iterator[str]:
         if file.is_file():
             for one in re.split(r"\n%\n", file.read_text(encoding="utf-8", errors="replace")):
                 body = re.sub(r"\s+", " ", re.split(r"\n\s*--", one)[0])
-                yield from re.split(r"(?<=[.!?])\s+", body)
+                yield from filter(None, re.split(r"(?<=[.!?])\s+", body.strip()))
 
 
 def tidy(text: str) -> str | None:
@@ -154,7 +159,7 @@ def tidy(text: str) -> str | None:
     if (
         not re.fullmatch(r"[A-Za-z0-9 ,.?!'’$%-]+", text)
         or not 1 <= len(text.split()) <= 24
-        or re.search(r"\d[-.]|\.\.|[A-Z]{2}", text)
+        or re.search(r"\d[-.]\d|\.\.|[A-Z]{2}", text)
     ):
         return None
     text = text[0].upper() + text[1:]

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from duplex.audio import Samples
 
 
@@ -24,6 +27,25 @@ class SpeechLabels:
     """Such as "speech", "laughter" or "cough"."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class HeardVectors:
+    """Words as vectors in the LLM's input space, for an LLM that hears the speech itself."""
+
+    keys: tuple[int, ...]
+    """[n] unique negative numbers: what is final keeps its keys from one transcript of a turn to the next."""
+    pieces: tuple[str, ...]
+    """[n] the text of each; joined they are the transcript."""
+    vectors: NDArray[np.float32]
+    """[n, d]"""
+
+    def without_end(self, marks: str) -> HeardVectors:
+        """Without the vectors at the end that say nothing but these marks."""
+        n = len(self.pieces)
+        while n and not self.pieces[n - 1].strip(marks):
+            n -= 1
+        return HeardVectors(self.keys[:n], self.pieces[:n], self.vectors[:n])
+
+
 @dataclass(frozen=True, slots=True)
 class Transcript:
     """What the user has said in the current turn, up to `end`."""
@@ -36,6 +58,8 @@ class Transcript:
     """Probability in [0, 1] that the window holds no speech at all."""
     labels: SpeechLabels | None = None
     """What else was heard; None from a recogniser that hears words alone."""
+    speech: HeardVectors | None = None
+    """The same words as the LLM may hear them; None from a recogniser that gives text alone."""
 
 
 class Ears(Protocol):

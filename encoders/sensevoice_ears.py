@@ -181,9 +181,9 @@ class SenseVoiceEars:
             window.end,
             min(part.no_speech for part in heard),
             last.labels if last.text or frozen_labels is None else frozen_labels,
-            frozen,
-            frozen_labels,
-            window.start + (cuts[-1] * HOP_SAMPLES if cuts else 0),
+            frozen_text=frozen,
+            frozen_labels=frozen_labels,
+            frozen_until=window.start + (cuts[-1] * HOP_SAMPLES if cuts else 0),
         )
 
     def settle(self, state: SenseVoiceEarsState, window: SenseVoiceWindow, transcript: Transcript) -> None:

@@ -33,7 +33,9 @@ STEM_LEFT = 3
 """Mel frames before a chunk that its convolutions see."""
 OUT_RATE_HZ = 25
 """Frames out per second."""
-_FORM = 1
+SAYING = 0.15
+"""Share of frames that say a token, about."""
+_FORM = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,20 +207,21 @@ class TokenHead(nn.Module):
     table: Tensor
     size: Tensor
 
-    def __init__(self, table: Tensor) -> None:
-        """table: [V, D] embeddings."""
+    def __init__(self, table: Tensor, counts: Tensor | None = None) -> None:
+        """table: [V, D] embeddings. counts: [V] how often each is said, for biases to begin with."""
         super().__init__()
         size = table.float().pow(2).mean().sqrt().clamp(min=1e-6)
         self.register_buffer("table", table.float() / size, persistent=False)  # rows of size about 1
         self.register_buffer("size", size, persistent=False)
-        self.sharp = nn.Parameter(torch.tensor(12.0 / table.shape[1]))
-        self.bias = nn.Parameter(torch.zeros(len(table) + 1))
+        self.sharp = nn.Parameter(torch.tensor(12.0 / table.shape[1]).log())  # its logarithm
+        common = torch.full((len(table),), 1 / len(table)) if counts is None else (counts + 0.5) / (counts + 0.5).sum()
+        self.bias = nn.Parameter(torch.cat((torch.tensor([1 - SAYING]), SAYING * common)).log().float())
         self.blank = nn.Parameter(0.5 * torch.randn(table.shape[1]))
 
     def forward(self, vectors: Tensor) -> Tensor:
         """[..., D] as the projector gives them -> [..., 1 + V] scores, the blank first."""
         table = torch.cat((self.blank[None], self.table))
-        return self.sharp * functional.linear(vectors, table).float() + self.bias
+        return self.sharp.exp() * functional.linear(vectors, table).float() + self.bias
 
     def embeddings(self, vectors: Tensor) -> Tensor:
         """[..., D] as the projector gives them -> at the size that the LLM's own embeddings have."""
@@ -296,6 +299,30 @@ def load_whisper(net: SpeechProjector, tensors: dict[str, Tensor]) -> None:
         net.load_state_dict(given, strict=False)
     except (KeyError, RuntimeError) as error:
         raise WeightsError(f"This is not the encoder of Whisper tiny.en ({error}); fetch the weights again.") from error
+
+
+def restore(file: Path, own: dict[str, Tensor], whisper: dict[str, Tensor]) -> tuple[SpeechProjector, Tensor, dict[str, Tensor]]:
+    """What `save` wrote, and Whisper's encoder -> the net, the [V] ids of the tokens in use, and the head's parameters.
+
+    file: for its metadata and messages. Raises WeightsError when something does not fit.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            told = opened.metadata() or {}
+        if told.get("form") != str(_FORM):
+            raise ValueError(f"form {told.get('form')} instead of {_FORM}")
+        net = SpeechProjector(SpeechProjectorConfig(*map(int, told["sizes"].split())))
+        load_whisper(net, whisper)
+        learnt = {name[4:]: value.float() for name, value in own.items() if name.startswith("net.")}
+        if learnt.keys() != net.own_parameters().keys():
+            raise ValueError("its tensors are not those of a projector")
+        net.load_state_dict(learnt, strict=False)
+        head = {name[5:]: value.float() for name, value in own.items() if name.startswith("head.")}
+        return net, own["vocabulary"].long(), head
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise WeightsError(f"{file} does not hold an input projector of this version ({error}).") from error
 
 
 def save(file: Path, net: SpeechProjector, head: TokenHead, vocabulary: Tensor) -> dict[str, Tensor]:

@@ -1,8 +1,11 @@
 """Teaching the input projector: CTC against the LLM's own token embeddings, beside Whisper's own view of the clean sound.
 
-Three terms: CTC over the tokens in use; the distance of our encoder's states from those of Whisper as published, which heard the same
-words without noise and to their end (so what was learnt from years of human speech is not forgotten for a few made voices); and a pull of
-frames that say a token towards that token's embedding. The learning rate follows the clock, so a run of any length ends finished.
+Terms: CTC over the tokens in use; the distance of our encoder's states from those of Whisper as published, which heard the same words
+without noise and to their end (so what was learnt from years of human speech is not forgotten for a few made voices); a pull of frames that
+say a token towards that token's embedding; and, to begin with, a guide: CTC alone spends thousands of steps on which tokens are frequent
+before it looks for any in the sound, so each token is also asked for in a window around the place where it lies if letters take
+equally long. The sound is spoilt little at first. All of it follows the clock, as does the learning rate:
+a run of any length ends finished.
 
 Legend: B rows, n samples, T encoder positions, F frames out, D LLM width, V tokens in use, L target tokens.
 """
@@ -18,14 +21,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from duplex.audio import USER_RATE_HZ
-from duplex.errors import InputError, WeightsError
+from duplex.errors import WeightsError
 from encoders.mel import MELS, QUIET, SILENCE
-from encoders.speech_augment import AugmentConfig, MelBank, SoundBank, lay, mask_patches, plan, spoil
+from encoders.speech_augment import AugmentConfig, MelBank, mask_patches, spoil
+from encoders.speech_batches import Batch, Batches
 from encoders.speech_projector import (
     SpeechProjector,
     SpeechProjectorConfig,
@@ -35,8 +38,9 @@ from encoders.speech_projector import (
     load_whisper,
 )
 
-SAMPLES_PER_FRAME = USER_RATE_HZ // 25
 SILENT_STRIDE = 8
+GUIDE_BEFORE, GUIDE_AFTER = 4, 9
+"""Frames around a token's place in which the guide asks for it."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,12 @@ class ProjectorTrainingConfig:
     """Weight of the distance from Whisper's states."""
     pull: float = 0.05
     """Weight of the pull towards embeddings."""
+    guide: float = 1.0
+    """Weight of the guide at the start; it falls to none."""
+    guided: float = 0.5
+    """Share of the time in which it falls."""
+    eased: float = 0.4
+    """Share of the time after which the sound is spoilt in full."""
     masked_p: float = 0.6
     """Share of steps with patches of sound left out."""
     average: float = 0.998
@@ -69,45 +79,6 @@ class ProjectorTrainingConfig:
     """Of everything that is drawn."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What is done to the sound."""
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """Recordings and what they say."""
-
-    bank: SoundBank
-    text: NDArray[np.int64]
-    """[r] which text each speaks."""
-    voice: list[str]
-    """[r] who."""
-    first: list[NDArray[np.int64]]
-    """Per text, tokens in use at the beginning of a turn."""
-    next: list[NDArray[np.int64]]
-    """Per text, after another sentence."""
-    held: NDArray[np.bool_]
-    """[r] kept for judging."""
-    lengths: NDArray[np.int64]
-    """[r] samples, on the CPU."""
-
-    def hours(self) -> float:
-        """All of it."""
-        return float(self.bank.lengths.sum()) / USER_RATE_HZ / 3600
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one step learns from."""
-
-    clean: Tensor
-    """[B, n]"""
-    spoilt: Tensor
-    """[B, n]"""
-    throat: Tensor
-    """[B] factors of the frequency axis."""
-    frames: NDArray[np.int64]
-    """[B] frames out that count."""
-    targets: list[NDArray[np.int64]]
-    """[B] tokens in use."""
 
 
 class Teacher(nn.Module):
@@ -177,14 +148,15 @@ class Training:
         net_config: SpeechProjectorConfig,
         config: ProjectorTrainingConfig,
         device: str,
+        counts: Tensor | None = None,
     ) -> None:
-        """whisper: OpenAI's encoder tensors. table: [V, D] the LLM's embeddings of the tokens in use."""
+        """whisper: OpenAI's encoder. table, counts: [V, D] embeddings of the tokens in use, [V] how often they are said."""
         torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(device)
         self.net = SpeechProjector(net_config)
         load_whisper(self.net, whisper)
         self.net.to(self.device)
-        self.head = TokenHead(table).to(self.device)
+        self.head = TokenHead(table, counts).to(self.device)
         self.teacher = Teacher(whisper, net_config).to(self.device)
         self.mel = MelBank().to(self.device)
         for name, parameter in self.net.named_parameters():
@@ -195,62 +167,47 @@ class Training:
         groups = [
             {"params": upper, "peak": config.encoder_rate, "weight_decay": config.decay},
             {"params": rest, "peak": config.rate, "weight_decay": config.decay},
-            {"params": list(self.head.parameters()), "peak": config.rate, "weight_decay": 0.0},
+            {"params": list(self.head.parameters()), "peak": 4 * config.rate, "weight_decay": 0.0},
         ]
         self.learnt: list[Tensor] = [p for group in groups for p in group["params"]]  # type: ignore[attr-defined]
         self.average = [p.detach().clone() for p in self.learnt]
         self.optimizer = torch.optim.AdamW(groups, lr=config.rate, betas=(0.9, 0.98), fused=self.device.type == "cuda")
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.pick = np.random.default_rng(config.seed)
-        self.step, self.seconds = 0, 0.0
-        self._pools: dict[bool, NDArray[np.int64]] = {}
+        self.step, self.seconds, self.share = 0, 0.0, 1.0
         self.history: list[tuple[float, float, float]] = []
 
     # -- one step
 
-    def batch(self, spoken: Spoken, held: bool = False, plain: bool = False) -> Batch:
-        """A draw of recordings of like length, some with a second one behind. plain: nothing is done to the sound."""
-        pool = self._pool(spoken, held)  # by length
-        anchor = int(self.pick.integers(len(pool)))
-        typical = spoken.lengths[pool[anchor]]
-        room = self.config.batch_s * USER_RATE_HZ / (1.3 * typical + 1.8 * USER_RATE_HZ)
-        rows = max(min(int(room), len(pool), 256), 1)
-        low = max(min(anchor - 2 * rows, len(pool) - 4 * rows), 0)
-        near = pool[low : low + 4 * rows]
-        chosen = near[self.pick.permutation(len(near))]
-        first, second = chosen[:rows], np.full(rows, -1)
-        if not plain and len(chosen) > rows and typical < 5 * USER_RATE_HZ:
-            pairs = self.pick.random(rows) < 0.35
-            second[pairs] = chosen[rows:][self.pick.integers(0, len(chosen) - rows, int(pairs.sum()))]
-        targets = [
-            np.concatenate([spoken.first[spoken.text[a]], spoken.next[spoken.text[b]]]) if b >= 0 else spoken.first[spoken.text[a]]
-            for a, b in zip(first, second, strict=True)
-        ]
+    def _throats(self, rows: int, augment: AugmentConfig) -> Tensor:
+        bend = math.log(augment.throat)
+        return torch.exp((torch.rand(rows, device=self.device, generator=self.rng) * 2 - 1) * bend)
+
+    def _eased(self) -> AugmentConfig:
+        """How the sound is spoilt at this share of the time."""
         augment = self.config.augment
-        layout = plan(first, second, spoken.lengths, 1.0001 if plain else augment.speed, self.pick)
-        sound = lay(spoken.bank, layout)
-        bend = 0.0 if plain else math.log(augment.throat)
-        throat = torch.exp((torch.rand(rows, device=self.device, generator=self.rng) * 2 - 1) * bend)
-        spoilt = sound if plain else spoil(sound, augment, self.rng)
-        return Batch(sound, spoilt, throat, np.ceil(layout.counted / SAMPLES_PER_FRAME).astype(np.int64), targets)
+        part = min(self.share / self.config.eased, 1.0) if self.config.eased > 0 else 1.0
+        low = augment.noise_db[0] + (1 - part) * max(augment.noise_db[1] - augment.noise_db[0], 0.0) * 0.8
+        return replace(
+            augment,
+            room_p=part * augment.room_p,
+            noise_p=part * augment.noise_p,
+            noise_db=(low, augment.noise_db[1]),
+            line_p=part * augment.line_p,
+            clip_p=part * augment.clip_p,
+        )
 
-    def _pool(self, spoken: Spoken, held: bool) -> NDArray[np.int64]:
-        if held not in self._pools:
-            pool = np.flatnonzero(spoken.held if held else ~spoken.held)
-            if not len(pool):
-                raise InputError("There is too little speech to learn from and to judge by; speak for longer.")
-            self._pools[held] = pool[np.argsort(spoken.lengths[pool], kind="stable")]
-        return self._pools[held]
-
-    def losses(self, spoken: Spoken) -> tuple[Tensor, Tensor, Tensor, float]:
-        """A batch -> CTC per token, missed variance of the states, distance from the embeddings, and seconds of sound."""
-        batch = self.batch(spoken)
+    def losses(self, spoken: Batches) -> tuple[Tensor, Tensor, Tensor, float]:
+        """A batch -> CTC per token, missed variance of the states, the other terms with their weights, and seconds of sound."""
+        augment = self._eased()
+        batch = spoken.draw(self.config.batch_s, augment.speed)
         with torch.no_grad():
-            mel = self.mel(batch.spoilt, batch.throat)
-            if self.pick.random() < self.config.masked_p:
+            throat = self._throats(len(batch.sound), augment)
+            mel = self.mel(spoil(batch.sound, augment, self.rng), throat)
+            if self.pick.random() < self.config.masked_p * min(self.share / max(self.config.eased, 1e-6), 1.0):
                 mel = mask_patches(mel, self.rng)
             with self._cast():
-                theirs = self.teacher(self.mel(batch.clean, batch.throat)).float()
+                theirs = self.teacher(self.mel(batch.sound, throat)).float()
         with self._cast():
             with torch.no_grad():
                 x, state = self.net.stem(mel, self.net.open(len(mel)))
@@ -273,19 +230,35 @@ class Training:
             says = (best > 0) & (sure > math.log(0.5)) & (torch.arange(frames, device=self.device)[None, :] < lengths[:, None])
         distance_2 = (vectors.float() - self.head.table[(best - 1).clamp(min=0)]).pow(2).mean(2)
         pull = (distance_2 * says).sum() / says.sum().clamp(min=1)
-        return ctc, missed, pull, batch.clean.numel() / USER_RATE_HZ
+        guide = self._guide(batch, odds) if self.share < self.config.guided else None
+        extra = self.config.pull * pull
+        if guide is not None:
+            extra = extra + self.config.guide * (1 - self.share / self.config.guided) * guide
+        return ctc, missed, extra, batch.sound.numel() / USER_RATE_HZ
+
+    def _guide(self, batch: Batch, odds: Tensor) -> Tensor | None:
+        """Minus the log of how likely each token is within its window, on average over the window."""
+        if not batch.places:
+            return None
+        rows = np.repeat(np.arange(len(batch.targets)), [len(t) for t in batch.targets])
+        frames = np.concatenate(batch.places)[:, None] + np.arange(-GUIDE_BEFORE, GUIDE_AFTER + 1)
+        frames = np.clip(np.round(frames), 0, odds.shape[1] - 1).astype(np.int64)
+        tokens = np.concatenate(batch.targets) + 1
+        where, at, which = (torch.from_numpy(x).to(self.device) for x in (rows, frames, tokens))
+        return math.log(frames.shape[1]) - odds[where[:, None], at, which[:, None]].logsumexp(1).mean()
 
     def _cast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
-    def learn(self, spoken: Spoken, share: float) -> tuple[Tensor, Tensor, float]:
+    def learn(self, spoken: Batches, share: float) -> tuple[Tensor, Tensor, float]:
         """One step at this share of the time: CTC and missed variance (not waited for), seconds of sound."""
         config = self.config
         scale = min((self.step + 1) / config.warm_steps, 1.0) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * scale
-        ctc, missed, pull, sound_s = self.losses(spoken)
-        loss = ctc + config.states * missed + config.pull * pull
+        self.share = share
+        ctc, missed, extra, sound_s = self.losses(spoken)
+        loss = ctc + config.states * missed + extra
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         for parameter in self.learnt:
@@ -299,7 +272,7 @@ class Training:
             torch._foreach_lerp_(self.average, [p.detach() for p in self.learnt], 1 - keep)
         return ctc.detach(), missed.detach(), sound_s
 
-    def run(self, spoken: Spoken, checkpoint: Path, tell: Callable[[Progress], None]) -> None:
+    def run(self, spoken: Batches, checkpoint: Path, tell: Callable[[Progress], None]) -> None:
         """Learn until the time is over; the newest state is left in `checkpoint`."""
         began = time.monotonic() - self.seconds
         told = saved = time.monotonic()
@@ -364,11 +337,13 @@ class Training:
         return True
 
     @torch.no_grad()
-    def read(self, spoken: Spoken, plain: bool) -> list[tuple[list[int], list[int]]]:
+    def read(self, spoken: Batches, plain: bool) -> list[tuple[list[int], list[int]]]:
         """One batch of recordings that were held back: per row, tokens meant and tokens read."""
-        batch = self.batch(spoken, held=True, plain=plain)
+        augment = self.config.augment
+        batch = spoken.draw(self.config.batch_s, 1.0 if plain else augment.speed, held=True, pairs=0.0 if plain else 0.35)
+        sound = batch.sound if plain else spoil(batch.sound, augment, self.rng)
         with self._cast():
-            vectors, _, _ = self.net(self.mel(batch.spoilt, batch.throat), self.net.open(len(batch.spoilt)))
+            vectors, _, _ = self.net(self.mel(sound), self.net.open(len(sound)))
             scores = self.head(vectors)
         return [(target.tolist(), collapse(scores[row, : batch.frames[row]])[0]) for row, target in enumerate(batch.targets)]
 

@@ -74,7 +74,7 @@ def test_the_tiny_profile_runs_the_same_pipeline() -> None:
     assert len(done.user_track) > 16_000
 
 
-@pytest.mark.parametrize(("profile", "side"), [("tiny", "input"), ("edge", "output"), ("edge", "input"), ("minmo-7b", "output")])
+@pytest.mark.parametrize(("profile", "side"), [("tiny", "input"), ("edge", "input"), ("minmo-7b", "input"), ("minmo-7b", "output")])
 def test_projectors_without_weights_are_refused(profile: str, side: str) -> None:
     with pytest.raises(ConfigError, match="bridge"):
         build_parts(load_profile(profile, [f"{side}=projector"]))

@@ -1,0 +1,261 @@
+"""Ears made of the input projector: each stretch of sound is taken in once, and what it says comes out as tokens and vectors for the LLM.
+
+Notable: nothing is heard twice. `transcribe` goes on from where the newest settled window ended, chunk by chunk of 320 ms; only the begun
+chunk at the window's end is looked at anew next time, with silence after it, so that a last word is heard to end. What was said in whole
+chunks is final: its vectors keep their keys, so the LLM's context that holds them is gone on from. The result does not depend on how often
+or when the caller asks.
+
+A stream holds 30 s of positions; a longer turn goes on in a fresh one, opened in a pause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from duplex.audio import Samples
+from duplex.checkpoint import read_tensors
+from duplex.errors import WeightsError
+from encoders import mel, speech_projector
+from encoders.ears import HeardVectors, Transcript
+from encoders.mel import HOP_SAMPLES, MELS, POWER_FLOOR, Mel, MelState
+from encoders.recent_frames import FRAME_RATE_HZ, MOST_KEPT_S, RecentFrames, blocks
+from encoders.speech_projector import ProjectorState, SpeechProjector, SpeechProjectorConfig, TokenHead, collapse
+
+WEIGHTS = Path(__file__).parent / "weights" / "projector.safetensors"
+"""The shipped weights; the model card lies beside them."""
+
+_keys = count(1)  # of all vectors ever heard here; next() is atomic
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectorEarsConfig:
+    """How sound is taken in."""
+
+    keep_s: float = 24.0
+    """Sound that was not settled yet is kept so long; older sound is lost."""
+    end_silence_s: float = 0.5
+    """Silence heard after a window's end, so that its last word ends."""
+    fresh_after_s: float = 12.0
+    """A turn longer than this goes on in a fresh stream at its next pause."""
+    snap: float = 0.0
+    """How far a vector is moved from what was heard (0) to the embedding of its token (1)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fresh_after_s <= 28 or not 1 <= self.keep_s <= MOST_KEPT_S:
+            raise ValueError(f"fresh_after_s must be in (0, 28], and keep_s in [1, {MOST_KEPT_S}]")
+        if not 0 <= self.end_silence_s <= 2:
+            raise ValueError("end_silence_s must be in [0, 2]")
+        if not 0 <= self.snap <= 1:
+            raise ValueError("snap must be in [0, 1]")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Taken:
+    """What was made of a turn so far. Immutable: more sound gives a new one."""
+
+    at: int
+    """The next mel frame to take in."""
+    stream: ProjectorState
+    """Where the network is."""
+    last: int = 0
+    """Class of the newest frame out; 0 is the blank."""
+    said: tuple[tuple[int, str, Tensor], ...] = ()
+    """(key, piece of text, [D] vector) of each token so far."""
+    quiet: int = 0
+    """Frames out since the newest token."""
+
+
+@dataclass(slots=True)
+class ProjectorEarsState:
+    """What one conversation's ears remember."""
+
+    mel: MelState = field(default_factory=MelState)
+    """The feature stream."""
+    recent: RecentFrames = field(default_factory=RecentFrames)
+    """The newest frames; the last of them is frame `mel.made - 1`."""
+    turn: int = 0
+    """Counts turns, so that a window of an earlier one is known."""
+    settled: int = 0
+    """`end` of the newest window settled in this turn."""
+    taken: Taken | None = None
+    """What was made of the turn; None before its first window was settled."""
+    start: int = 0
+    """Mel frame at which the turn begins."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProjectorWindow:
+    """A snapshot: what was made of the turn, and the frames since."""
+
+    frames: Mel
+    """[t, 80] log10 mel power, a copy; the first is frame `at`."""
+    at: int
+    """Number of the first frame."""
+    end: int
+    """User sample up to which audio is in it."""
+    turn: int
+    """Which turn it belongs to."""
+    taken: Taken | None
+    """What was made of the turn before these frames."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProjectorTranscript(Transcript):
+    """A transcript and what `settle` needs."""
+
+    taken: Taken | None = None
+    """What is final."""
+
+
+class ProjectorEars:
+    """`encoders.ears.Ears` on a speech projector. Holds no state of a conversation; `transcribe` may run in any thread."""
+
+    def __init__(
+        self, net: SpeechProjector, head: TokenHead, pieces: Sequence[str], config: ProjectorEarsConfig | None = None
+    ) -> None:
+        """pieces: [V] the text of each token in use."""
+        self.net, self.head, self.pieces = net.requires_grad_(False).eval(), head.requires_grad_(False).eval(), pieces
+        self.config = config or ProjectorEarsConfig()
+
+    @classmethod
+    def load(
+        cls,
+        whisper: Path,
+        embed: Callable[[Sequence[int]], Tensor],
+        decode: Callable[[Sequence[int]], str],
+        config: ProjectorEarsConfig | None = None,
+        weights: Path = WEIGHTS,
+    ) -> ProjectorEars:
+        """From OpenAI's `tiny.en.pt` (stem and lower layers), the LLM's embeddings and decoder, and what was trained here.
+
+        embed: ids -> [n, D]. decode: ids -> text. Raises WeightsError.
+        """
+        own = read_tensors(weights)
+        net, vocabulary, rest = speech_projector.restore(weights, own, read_tensors(whisper))
+        ids = vocabulary.tolist()
+        head = TokenHead(embed(ids))
+        if head.table.shape[1] != net.config.llm_width:
+            raise WeightsError(f"{weights} was taught for an LLM of width {net.config.llm_width}, not {head.table.shape[1]}.")
+        head.load_state_dict(rest)
+        return cls(net, head, [decode([token]) for token in ids], config)
+
+    @classmethod
+    def tiny(
+        cls,
+        embed: Callable[[Sequence[int]], Tensor],
+        decode: Callable[[Sequence[int]], str],
+        seed: int = 0,
+        config: ProjectorEarsConfig | None = None,
+    ) -> ProjectorEars:
+        """Random weights over the first printable bytes of a vocabulary of bytes: hears nonsense, deterministically."""
+        ids = list(range(ord("a"), ord("z") + 1))
+        table = embed(ids)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            sizes = SpeechProjectorConfig(32, 2, 1, 1, 1, 32, table.shape[1], left=2)
+            net, head = SpeechProjector(sizes), TokenHead(table)
+            net.out.weight.data.mul_(6.0)  # the sound should matter
+        return cls(net, head, [decode([token]) for token in ids], config)
+
+    def open(self) -> ProjectorEarsState:
+        """A fresh state for one conversation, about 1 MB and 0.5 MB for a turn."""
+        return ProjectorEarsState()
+
+    def feed(self, state: ProjectorEarsState, samples: Samples) -> None:
+        """Take [n] user samples that follow what was fed before. NaN counts as 0, values beyond full scale are clipped."""
+        for block in blocks(samples):
+            state.recent.add(mel.feed(state.mel, block), self._keep_frames)
+
+    def begin_turn(self, state: ProjectorEarsState, start: int) -> None:
+        """Forget audio before user sample `start` and the text of the turn before. `start` may reach back up to `keep_s`."""
+        state.turn += 1
+        state.start, state.settled, state.taken = max(0, start) // HOP_SAMPLES, 0, None
+
+    def window(self, state: ProjectorEarsState) -> ProjectorWindow:
+        """A snapshot of what was not settled yet, up to the last sample fed; a copy of at most `keep_s` of frames."""
+        made = state.mel.made
+        wanted = state.taken.at if state.taken is not None else state.start
+        first = max(wanted, made - min(self._keep_frames, state.recent.filled))
+        rows = max(0, made - first)
+        owed = mel.tail(state.mel)
+        frames = np.concatenate((state.recent.last(rows), owed[max(0, first - made) :])) if rows else owed[max(0, first - made) :]
+        return ProjectorWindow(frames.copy(), first, state.mel.fed, state.turn, state.taken)
+
+    @torch.inference_mode()
+    def transcribe(self, window: ProjectorWindow) -> ProjectorTranscript:
+        """The transcript of a snapshot: one pass over what is new, whole chunks for good and the rest with silence behind it."""
+        size = self.net.config.mel_frames
+        taken = window.taken or Taken(window.at, self.net.open())
+        if taken.at < window.at:  # sound was lost: go on after it
+            taken = replace(taken, at=window.at, last=0)
+        whole = len(window.frames) // size * size
+        taken = self._take(taken, window.frames[:whole])
+        rest = window.frames[whole:]
+        silence = -(-(len(rest) + round(self.config.end_silence_s * FRAME_RATE_HZ)) // size) * size - len(rest)
+        said = taken.said
+        if len(rest) or said:
+            ended = np.concatenate((rest, np.full((silence, MELS), np.log10(POWER_FLOOR), np.float32)))
+            said = self._take(taken, ended).said
+        text = "".join(piece for _, piece, _ in said).strip()
+        vectors = (
+            np.stack([vector.numpy() for _, _, vector in said]) if said else np.empty((0, self.net.config.llm_width), np.float32)
+        )
+        speech = HeardVectors(tuple(key for key, _, _ in said), tuple(piece for _, piece, _ in said), vectors) if text else None
+        return ProjectorTranscript(text, window.end, 0.0 if text else 1.0, speech=speech, taken=taken)
+
+    def settle(self, state: ProjectorEarsState, window: ProjectorWindow, transcript: Transcript) -> None:
+        """Keep what is final, unless a newer turn or window came first."""
+        if window.turn != state.turn or window.end < state.settled or not isinstance(transcript, ProjectorTranscript):
+            return
+        state.settled, state.taken = window.end, transcript.taken
+
+    def _take(self, taken: Taken, frames: Mel) -> Taken:
+        """Take in whole chunks [t, 80]."""
+        size, out = self.net.config.mel_frames, self.net.config.out_frames
+        at = 0
+        while at < len(frames):
+            if self._stale(taken):
+                said = taken.said
+                if said and not said[-1][1].endswith(" "):  # the fresh stream begins as a turn does, without a space
+                    said = (*said[:-1], (said[-1][0], f"{said[-1][1]} ", said[-1][2]))
+                taken = replace(taken, stream=self.net.open(), last=0, said=said)
+            # several chunks in one pass, up to where a fresh stream may be due
+            chunks = max(min((len(frames) - at) // size, self._before_stale(taken)), 1)
+            piece = torch.from_numpy(frames[at : at + chunks * size])[None]
+            vectors, _, stream = self.net(piece, taken.stream)
+            scores = self.head(vectors)[0]
+            for place in range(0, len(scores), out):
+                taken = self._read(taken, scores[place : place + out], vectors[0, place : place + out])
+            taken = replace(taken, at=taken.at + chunks * size, stream=stream)
+            at += chunks * size
+        return taken
+
+    def _read(self, taken: Taken, scores: Tensor, vectors: Tensor) -> Taken:
+        """One chunk's frames out."""
+        tokens, frames, last = collapse(scores, taken.last)
+        made = self.head.embeddings(torch.lerp(vectors[frames].float(), self.head.table[tokens], self.config.snap))
+        new = tuple((-next(_keys), self.pieces[token], vector) for token, vector in zip(tokens, made, strict=True))
+        quiet = len(scores) - 1 - frames[-1] if new else taken.quiet + len(scores)
+        return replace(taken, last=last, said=taken.said + new, quiet=quiet)
+
+    def _chunks(self, seconds: float) -> int:
+        return round(seconds * FRAME_RATE_HZ / self.net.config.mel_frames)
+
+    def _stale(self, taken: Taken) -> bool:
+        used, out = taken.stream.chunks, self.net.config.out_frames
+        return self.net.room(taken.stream) < 1 or (used >= self._chunks(self.config.fresh_after_s) and taken.quiet >= out)
+
+    def _before_stale(self, taken: Taken) -> int:
+        """Chunks that can be taken before `_stale` must be asked again: then one by one, so that the pauses are found."""
+        return min(self.net.room(taken.stream), self._chunks(self.config.fresh_after_s) - taken.stream.chunks)
+
+    @property
+    def _keep_frames(self) -> int:
+        return round(self.config.keep_s * FRAME_RATE_HZ)

@@ -1,0 +1,147 @@
+"""Teaching the input projector from the command line: texts, speech without the real voices, and runs that go on."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from apps import cli, train_projector, train_projector_speech, train_projector_texts
+from apps.train_projector_speech import FLITE, HELD_EVERY, SpeechConfig, speak
+from apps.train_projector_texts import fortunes, gather, load, templates, tidy, wordnet
+from duplex.errors import InputError, WeightsError
+from encoders.speech_projector import SpeechProjector, SpeechProjectorConfig
+from tests.encoders.test_speech_projector import whisper_tensors
+
+SMALL = SpeechProjectorConfig(32, 2, 2, 1, 1, 48, 24, left=2)
+
+SPEAKS = f"""#!{sys.executable}
+import math, struct, sys, wave
+text, out = sys.argv[sys.argv.index("-t") + 1], sys.argv[sys.argv.index("-o") + 1]
+rate = 8000 if sys.argv[sys.argv.index("-voice") + 1] == "kal" else 16000
+with wave.open(out, "wb") as file:
+    file.setnchannels(1), file.setsampwidth(2), file.setframerate(rate)
+    tones = [200 + 40 * (ord(c) % 60) for c in text if c.isalpha()]
+    samples = [int(9000 * math.sin(2 * math.pi * hz * i / rate)) for hz in tones for i in range(rate // 8)]
+    file.writeframes(struct.pack(f"<{{len(samples)}}h", *samples))
+"""
+
+
+@pytest.fixture
+def flite(tmp_path: Path) -> str:
+    program = tmp_path / "flite"
+    program.write_text(SPEAKS)
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """What --pack leaves, for an LLM of bytes."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    numbers = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    texts = [f"{word}." for word in numbers for _ in range(9)][: HELD_EVERY + 10]
+    flat = train_projector_texts._flat
+    letters = [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+    save_file(
+        {
+            **flat("text", [np.frombuffer(text.encode(), np.uint8) for text in texts]),
+            **flat("first", letters),
+            **flat("next", [np.concatenate([[32], row]).astype(np.int32) for row in letters]),
+            **flat("phones", [np.zeros(0, np.uint8)] * len(texts)),
+            **flat("pieces", [np.array([byte], np.uint8) for byte in range(128)]),
+            "vocabulary": torch.arange(128, dtype=torch.int32),
+            "table": torch.randint(-127, 127, (128, 24), dtype=torch.int8),
+            "scale": torch.full((128,), 1e-4),
+        },
+        folder / "projector-texts.safetensors",
+    )
+    whisper = {name: 0.2 * value for name, value in whisper_tensors(SpeechProjector(SMALL)).items()}
+    save_file({name: value.half().contiguous() for name, value in whisper.items()}, folder / "whisper-encoder.safetensors")
+    return folder
+
+
+def test_templates_are_sentences() -> None:
+    made = list(templates(np.random.default_rng(0), 400))
+    assert len(set(made)) > 250
+    assert all(tidy(text) for text in made) and not any("{" in text or "|" in text for text in made)
+    assert not any(f" a {vowel}" in text for text in made for vowel in "aeio")
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("he likes it", "He likes it."),
+        ("Who are you?", "Who are you?"),
+        ("`so what`", "So what."),
+        ("it costs 12", "It costs 12."),
+        ("call 555-1234", None),
+        ("the NASA program", None),
+        ("...", None),
+        ("a (strange) thing", None),
+    ],
+)
+def test_only_what_people_say_is_kept(raw: str, clean: str | None) -> None:
+    assert tidy(raw) == clean
+
+
+def test_dictionaries_and_fortunes_are_read_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / "data.verb").write_text(
+        '00001740 29 v 01 breathe 0 | draw air into the lungs; "I can breathe better when the air is clean"\n'
+    )
+    assert list(wordnet(tmp_path)) == ["I can breathe better when the air is clean", "draw air into the lungs"]
+    (tmp_path / "wisdom").write_text("He who knows does not speak.\nHe is silent.\n\t\t-- Lao Tzu\n%\nTwo is\nenough!\n")
+    assert [one for one in fortunes(tmp_path) if one] == ["He who knows does not speak.", "He is silent.", "Two is enough!"]
+    assert list(wordnet(tmp_path / "none")) == [] == list(fortunes(tmp_path / "none"))
+    found = gather(60, 0, tmp_path, tmp_path)
+    assert len(found) == 60 and "Draw air into the lungs." in found and len(set(found)) == 60
+
+
+def test_voices_share_the_texts_and_are_kept(tmp_path: Path, work: Path, flite: str) -> None:
+    texts = load(work / "projector-texts.safetensors")
+    told: list[str] = []
+    spoken = speak(texts, tmp_path / "speech", None, SpeechConfig(60, 2), told.append, "cpu", flite)
+    assert set(spoken.voice) == {name for name, _ in FLITE} and sorted(spoken.text) == list(range(len(texts)))
+    assert spoken.held.sum() == 2 and (spoken.lengths > 3000).all()
+    row = spoken.voice.index("kal")
+    start = int(spoken.bank.starts[row])
+    tone = spoken.bank.sound[start : start + 800].float()  # 8 kHz, brought to 16
+    wanted = 200 + 40 * (ord(texts.texts[spoken.text[row]][0]) % 60)
+    assert float(torch.fft.rfft(tone).abs().argmax()) * 20 == pytest.approx(wanted, abs=25)
+    again = speak(texts, tmp_path / "speech", None, SpeechConfig(60, 2), told.append, "cpu", "/nonesuch/flite")
+    assert torch.equal(again.bank.sound, spoken.bank.sound)
+
+
+def test_without_any_voice_there_is_a_sentence(tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_projector_speech.shutil, "which", lambda name: None)
+    texts = load(work / "projector-texts.safetensors")
+    with pytest.raises(InputError, match="nobody to speak"):
+        speak(texts, tmp_path / "speech", None, SpeechConfig(1, 1), print, "cpu")
+    with pytest.raises(WeightsError, match="--pack"):
+        load(tmp_path / "none.safetensors")
+
+
+def test_the_command_makes_weights_a_card_and_goes_on(
+    tmp_path: Path, work: Path, flite: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        train_projector, "SpeechProjectorConfig", functools.partial(SpeechProjectorConfig, 32, 2, 2, 1, 1, 48, left=2)
+    )
+    out = tmp_path / "out" / "projector.safetensors"
+    command = ["train", "projector", "--work", str(work), "--device", "cpu", "--batch", "20", "--flite", flite, "--threads", "2"]
+    command += ["--teacher", str(tmp_path / "none.safetensors"), "--speech-seconds", "60", "--out", str(out)]
+    assert cli.main([*command, "--minutes", "0.02", "--dry-run"]) == 0 and not out.exists()
+    assert cli.main([*command, "--minutes", "0.02"]) == 0
+    said = capsys.readouterr().out
+    assert "joe does not speak" in said and "of words wrong" in said
+    card = out.with_suffix(".md").read_text()
+    assert "awb, kal16, kal" in card and "0.02" in card and out.stat().st_size > 10_000
+    assert cli.main([*command, "--minutes", "0.03"]) == 0
+    assert "going on after" in capsys.readouterr().out
+    assert cli.main([*command, "--minutes", "0"]) == 2

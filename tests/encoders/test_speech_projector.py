@@ -1,0 +1,127 @@
+"""The projector's promises: a stream gives what one long step gives, the future changes nothing, and what is saved is what is loaded."""
+
+import pytest
+import torch
+
+from duplex.errors import WeightsError
+from encoders import mel, speech_projector
+from encoders.speech_projector import SpeechProjector, SpeechProjectorConfig, TokenHead, collapse, level, load_whisper
+from tests.encoders.babble import babble
+
+SMALL = SpeechProjectorConfig(32, 2, 2, 1, 2, 48, 24, left=2)
+CHUNK = SMALL.mel_frames
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return SpeechProjector(SMALL).requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="module")
+def sound():
+    frames = torch.from_numpy(mel.log_mel(babble(CHUNK * 7 / 100, 3)))
+    return torch.stack([frames, frames.flip(0) - 1.0])
+
+
+def whisper_tensors(net):
+    torch.manual_seed(5)
+    names = {"attn_norm": "attn_ln", "query": "attn.query", "key": "attn.key", "value": "attn.value", "out": "attn.out"}
+    names |= {"mlp_norm": "mlp_ln", "mlp_in": "mlp.0", "mlp_out": "mlp.2"}
+    found = {}
+    for name, value in net.state_dict().items():
+        part, _, rest = name.partition(".")
+        if part == "encoder":
+            index, layer, kind = rest.split(".")
+            found[f"encoder.blocks.{index}.{names[layer]}.{kind}"] = torch.randn_like(value)
+        elif part in ("conv1", "conv2"):
+            found[f"encoder.{name}"] = torch.randn_like(value)
+        elif part == "encoder_norm":
+            found[f"encoder.ln_post.{rest}"] = torch.randn_like(value)
+    return found
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1, 1, 1), (3, 4), (1, 5, 1), (2, 2, 3)])
+def test_a_stream_gives_what_one_long_step_gives(net, sound, sizes):
+    whole, states, _ = net(sound, net.open(2))
+    state, at, made, heard = net.open(2), 0, [], []
+    for count in sizes:
+        vectors, some, state = net(sound[:, at : at + count * CHUNK], state)
+        at += count * CHUNK
+        made.append(vectors)
+        heard.append(some)
+    assert torch.allclose(torch.cat(made, 1), whole, atol=1e-4)
+    assert torch.allclose(torch.cat(heard, 1), states, atol=1e-4)
+    assert whole.shape == (2, 7 * SMALL.out_frames, 24) and states.shape == (2, 7 * SMALL.chunk, 32)
+
+
+def test_the_future_changes_nothing_and_the_near_past_does(net, sound):
+    before, _, _ = net(sound, net.open(2))
+    later = sound.clone()
+    later[:, 4 * CHUNK :] += 1.0
+    after, _, _ = net(later, net.open(2))
+    edge = 4 * SMALL.out_frames
+    assert torch.equal(before[:, :edge], after[:, :edge])
+    assert not torch.allclose(before[:, edge:], after[:, edge:], atol=1e-3)
+
+
+def test_a_stream_is_levelled_by_what_was_loudest_so_far(sound):
+    whole, peak = level(sound, torch.full((2,), mel.QUIET), CHUNK)
+    first, half = level(sound[:, : 3 * CHUNK], torch.full((2,), mel.QUIET), CHUNK)
+    second, end = level(sound[:, 3 * CHUNK :], half, CHUNK)
+    assert torch.equal(torch.cat((first, second), 1), whole) and torch.equal(end, peak)
+    assert torch.allclose(whole[0, -CHUNK:], torch.from_numpy(mel.level(sound[0].numpy()))[-CHUNK:], atol=1e-5)
+
+
+def test_parts_of_chunks_and_full_streams_are_refused(net, sound):
+    with pytest.raises(ValueError, match="whole chunks of 32"):
+        net(sound[:, :40], net.open(2))
+    room = net.room(net.open(2))
+    with pytest.raises(ValueError, match="full"):
+        net(sound[:, :CHUNK].repeat(1, room + 1, 1), net.open(2))
+
+
+def test_greedy_reading_joins_repeats_across_calls():
+    scores = torch.full((7, 4), -5.0)
+    for frame, (winner, how) in enumerate([(0, 9), (2, 1), (2, 6), (0, 9), (2, 3), (1, 4), (1, 9)]):
+        scores[frame, winner] = float(how)
+    assert collapse(scores) == ([1, 1, 0], [2, 4, 6], 1)
+    assert collapse(scores[6:], before=1) == ([], [], 1)
+
+
+def test_biases_begin_with_what_is_common():
+    head = TokenHead(torch.randn(3, 24), torch.tensor([8, 1, 0]))
+    odds = head.bias.detach().softmax(0)
+    assert odds.sum() == pytest.approx(1.0) and odds[0] == pytest.approx(0.85) and odds[1] > 4 * odds[2] > odds[3] > 0
+
+
+def test_scores_are_products_with_the_embeddings():
+    torch.manual_seed(1)
+    table = 0.02 * torch.randn(40, 24)
+    head = TokenHead(table)
+    scores = head(2 * table / head.size)
+    assert scores.shape == (40, 41)
+    assert torch.equal(scores.argmax(1) - 1, torch.arange(40))
+    assert torch.allclose(head.embeddings(table / head.size), table, atol=1e-6)
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path, net, sound):
+    own = SpeechProjector(SMALL)
+    whisper = whisper_tensors(own)
+    load_whisper(own, whisper)
+    own.half().float()  # as the file will have it
+    head = TokenHead(torch.randn(5, 24))
+    file = tmp_path / "projector.safetensors"
+    kept = speech_projector.save(file, own, head, torch.tensor([3, 5, 8, 9, 11]))
+    assert not any(name.startswith(("net.conv", "net.encoder.0.")) for name in kept)
+    from duplex.checkpoint import read_tensors
+
+    again, vocabulary, parameters = speech_projector.restore(file, read_tensors(file), whisper)
+    assert vocabulary.tolist() == [3, 5, 8, 9, 11] and again.config == SMALL
+    assert parameters.keys() == {"sharp", "bias", "blank"}
+    with torch.inference_mode():
+        assert torch.allclose(again(sound, again.open(2))[0], own(sound, own.open(2))[0], atol=2e-2)
+    with pytest.raises(WeightsError, match="not the encoder"):
+        speech_projector.restore(file, read_tensors(file), {})
+    with pytest.raises(WeightsError, match="does not hold"):
+        speech_projector.restore(file, {}, whisper)

@@ -1,0 +1,100 @@
+"""Teaching the projector: it learns, its teacher is Whisper, it stops by the clock, and it goes on where it was stopped."""
+
+import numpy as np
+import pytest
+import torch
+
+from duplex.errors import WeightsError
+from encoders.speech_augment import AugmentConfig, SoundBank
+from encoders.speech_batches import Batches, Spoken, letter_shares
+from encoders.speech_projector import SpeechProjector, SpeechProjectorConfig
+from encoders.speech_projector_training import ProjectorTrainingConfig, Teacher, Training, distance
+from tests.encoders.test_speech_projector import whisper_tensors
+
+SMALL = SpeechProjectorConfig(32, 2, 2, 1, 1, 48, 24, left=2)
+TONES = (300, 700, 1500, 3000)
+
+
+@pytest.fixture(scope="module")
+def whisper():
+    torch.manual_seed(2)
+    return {name: value * 0.3 for name, value in whisper_tensors(SpeechProjector(SMALL)).items()}
+
+
+@pytest.fixture(scope="module")
+def spoken():
+    """Four tones are four words; a text is two of them, said for 200 ms each."""
+    time = np.arange(3200) / 16_000
+    words = [np.sin(2 * np.pi * hz * time) * 12_000 for hz in TONES]
+    texts = [(a, b) for a in range(4) for b in range(4) if a != b]
+    sounds = [np.concatenate([words[a], np.zeros(1600), words[b]]).astype(np.int16) for a, b in texts]
+    lengths = np.array([len(s) for s in sounds])
+    ends = lengths.cumsum()
+    bank = SoundBank(torch.from_numpy(np.concatenate(sounds)), torch.from_numpy(ends - lengths), torch.from_numpy(lengths))
+    tokens = [np.array(t) for t in texts]
+    held = np.arange(len(texts)) % 6 == 0
+    shares = [(letter_shares([1, 1]), letter_shares([1, 1]))] * len(texts)
+    spoken = Spoken(bank, np.arange(len(texts)), ["tones"] * len(texts), tokens, tokens, held, lengths, shares)
+    return Batches(spoken, np.random.default_rng(0))
+
+
+def training(whisper, seconds=60.0, **settings):
+    torch.manual_seed(0)
+    mild = AugmentConfig(speed=1.05, throat=1.01, room_p=0, noise_p=0, line_p=0, clip_p=0, quietest_db=-3)
+    config = ProjectorTrainingConfig(seconds, batch_s=16, rate=1.5e-3, encoder_rate=3e-4, warm_steps=5, augment=mild, **settings)
+    return Training(whisper, 0.02 * torch.randn(4, 24), SMALL, config, "cpu")
+
+
+def test_it_learns_and_leaves_whispers_lower_layers_alone(whisper, spoken):
+    run = training(whisper, masked_p=0.0, states=0.0)
+    lower = run.net.encoder[0].query.weight.clone()
+    upper = run.net.encoder[1].query.weight.clone()
+    first = [float(run.learn(spoken, 0.0)[0]) for _ in range(5)]
+    last = [float(run.learn(spoken, 0.1)[0]) for _ in range(95)][-10:]
+    assert np.mean(last) < 1.1 < 0.6 * np.mean(first)  # the better of two tokens that are known only to differ is worth 1.24 nats
+    assert torch.equal(run.net.encoder[0].query.weight, lower)
+    assert not torch.equal(run.net.encoder[1].query.weight, upper)
+    run.use_average()
+    meant, _ = run.read(spoken, plain=True)[0]
+    assert len(meant) == 2
+
+
+def test_its_teacher_is_whisper_with_all_in_view(whisper):
+    teacher = Teacher(whisper, SMALL)
+    frames = torch.randn(2, 64, 80)
+    states = teacher(frames)
+    changed = frames.clone()
+    changed[:, 40:] -= 0.5
+    assert states.shape == (2, 32, 32)
+    assert not torch.allclose(teacher(changed)[:, :4], states[:, :4], atol=1e-5)  # the end is in view from the start
+
+
+def test_it_stops_by_the_clock_and_goes_on_where_it_was_stopped(tmp_path, whisper, spoken):
+    told = []
+    run = training(whisper, seconds=1.5)
+    run.run(spoken, tmp_path / "run.pt", told.append)
+    assert run.seconds >= 1.5 and told and told[-1].step == run.step and run.history
+    again = training(whisper, seconds=run.seconds + 0.6)
+    assert again.resume(tmp_path / "run.pt")
+    assert again.step == run.step and again.seconds == run.seconds
+    assert all(torch.equal(a, b) for a, b in zip(again.learnt, run.learnt, strict=True))
+    again.run(spoken, tmp_path / "run.pt", told.append)
+    assert again.step > run.step
+    assert not training(whisper).resume(tmp_path / "none.pt")
+    (tmp_path / "bad.pt").write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match="does not fit"):
+        training(whisper).resume(tmp_path / "bad.pt")
+
+
+def test_a_step_that_went_wrong_is_no_step(whisper, spoken, monkeypatch):
+    run = training(whisper)
+    plain = run.losses
+    monkeypatch.setattr(run, "losses", lambda s: tuple(x * float("nan") if torch.is_tensor(x) else x for x in plain(s)))
+    run.learn(spoken, 0.1)
+    assert all(torch.isfinite(p).all() for p in run.learnt)
+
+
+def test_distance_counts_edits():
+    assert distance(list("kitten"), list("sitting")) == 3
+    assert distance([], [1, 2]) == 2 == distance([1, 2], [])
+    assert distance(["a", "b"], ["a", "b"]) == 0
