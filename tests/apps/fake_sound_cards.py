@@ -152,7 +152,7 @@ async def talk(fake: FakeCards, cards: SoundCards, frames: int, agent: Any, firs
         assert frame.start == index * USER_FRAME
         near.append(frame.near)
         far.append(frame.far)
-        await asyncio.wait_for(cards.send(agent(index)), 5)
+        await asyncio.wait_for(cards.send(agent(index)), 30)
     return np.concatenate(near), np.concatenate(far)
 
 
