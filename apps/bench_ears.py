@@ -82,6 +82,8 @@ def run_ears(profile: Profile, parts: Parts, args: argparse.Namespace) -> Iterat
         said = [one for group in groups for one in [s for s in said if s.group == group][: args.limit]]
     kinds = both(profile, parts)
     levels: list[float | None] = [None, *(float(db) for db in args.noise.split(",") if db.strip())]
+    if "projector" not in kinds:
+        yield "The projector has no trained weights here (`duologue train projector`): the bridge alone."
     yield "WER in %, and the time after the end of speech (median, p95) in ms; n is utterances."
     for group in groups:
         of_group = [one for one in said if one.group == group]
@@ -98,19 +100,22 @@ def run_ears(profile: Profile, parts: Parts, args: argparse.Namespace) -> Iterat
 
 
 def both(profile: Profile, parts: Parts) -> dict[str, Ears]:
-    """The ears of the bridge and of the projector, on the same LLM. Raises WeightsError, and ConfigError for a profile without the two."""
+    """The ears of the bridge and, where its weights are, of the projector, for the same LLM.
+
+    Raises WeightsError, and ConfigError for a profile without the two.
+    """
     from agent.chat import Chat
-    from encoders.projector_ears import ProjectorEars
+    from encoders.projector_ears import WEIGHTS, ProjectorEars
     from encoders.whisper_ears import WhisperEars
 
     if profile.encoder != "whisper" or not profile.weights or not isinstance(parts.thinker, Chat):
         raise ConfigError("bench ears compares the two inputs of the profile edge; take that one.")
     where = weights.locate(profile)
     chat = parts.thinker
-    return {
-        "bridge": WhisperEars.load(where["whisper-tiny-en"], where["whisper-vocab"]),
-        "projector": ProjectorEars.load(where["whisper-tiny-en"], chat.thinker.embed, chat.decode),
-    }
+    found: dict[str, Ears] = {"bridge": WhisperEars.load(where["whisper-tiny-en"], where["whisper-vocab"])}
+    if WEIGHTS.is_file():
+        found["projector"] = ProjectorEars.load(where["whisper-tiny-en"], chat.thinker.embed, chat.decode)
+    return found
 
 
 def _shipped() -> list[Said]:
