@@ -211,7 +211,10 @@ def pictures(cast: Cast, replies: Sequence[HeldOut], args: argparse.Namespace) -
     return f"Drew {len(pairs)} replies by {teacher.name} and {own.name}: {path}."
 
 
-HEAD = f"{'':<24} {'WER':>6} {'hard':>6}   {'failed':>10}   {'DNSMOS':>6} {'signal':>6} {'backgr.':>7}   {'speaker':>7}   {'length':>6}"
+HEAD = (
+    f"{'':<24} {'WER':>6} {'hard':>6} {'phones':>6} {'hard':>6}   {'failed':>10}   {'DNSMOS':>6} {'signal':>6} {'backgr.':>7}   "
+    f"{'speaker':>7}   {'length':>6}"
+)
 
 
 def line(
@@ -227,7 +230,8 @@ def line(
     count = sum(1 for said in (*replies, *hard) if failure(said.errors, said.judged.seconds, expected[said.text]))
     total = len(replies) + len(hard)
     return (
-        f"{name:<24} {100 * wer(replies):>4.1f} % {100 * wer(hard):>4.1f} %   {count:>3} ({100 * count / total:>3.1f} %)   "
+        f"{name:<24} {100 * wer(replies):>4.1f} % {100 * wer(hard):>4.1f} % {100 * per(replies):>4.1f} % "
+        f"{100 * per(hard):>4.1f} %   {count:>3} ({100 * count / total:>3.1f} %)   "
         f"{overall:>6.2f} {signal:>6.2f} {background:>7.2f}   {np.mean(close) if close else np.nan:>7.3f}   {length:>6.2f}"
     )
 
@@ -236,6 +240,12 @@ def wer(said: Iterable[Spoken]) -> float:
     """Wrong words over words meant."""
     said = list(said)
     return sum(one.errors.wrong for one in said) / max(sum(one.errors.words for one in said), 1)
+
+
+def per(said: Iterable[Spoken]) -> float:
+    """The same for phones: what was heard is read aloud, so that its spelling does not count."""
+    said = list(said)
+    return sum(one.errors.wrong_phones for one in said) / max(sum(one.errors.phones for one in said), 1)
 
 
 def failed(name: str, said: Sequence[Spoken], expected: dict[HeldOut, float]) -> list[str]:

@@ -22,6 +22,7 @@ from apps.bench_voice_mos import Dnsmos, Opinion
 from apps.bench_voice_speaker import Embedding, VoiceEncoder
 from apps.fetch import LineProgress
 from decoders.normalize import Reader, normalize
+from decoders.phonemes import Lexicon
 from duplex.audio import USER_RATE_HZ, Samples
 from duplex.resample import resample
 
@@ -111,6 +112,17 @@ def plain(text: str) -> str:
     return str(_normaliser()(spoken))
 
 
+@cache
+def _lexicon() -> Lexicon:
+    return Lexicon()
+
+
+def sounds(text: str) -> list[str]:
+    """Text as it sounds: its phones by the voice's own lexicon, without stress and length."""
+    words = [word for piece in normalize(text, Reader()) for word in piece.words]
+    return [phone for ipa in _lexicon()(words) for phone in ipa if phone not in "ˈˌː"]
+
+
 @dataclass(frozen=True, slots=True)
 class Errors:
     """How what was heard differs from what was meant."""
@@ -124,6 +136,10 @@ class Errors:
     """Words heard after the last one meant."""
     missing_at_end: int
     """Words meant after the last one heard."""
+    phones: int = 0
+    """Phones meant."""
+    wrong_phones: int = 0
+    """Phones that differ when what was heard is read aloud: a rare name that the judge only spells in its own way has few."""
 
     @property
     def wrong(self) -> int:
@@ -136,15 +152,26 @@ def errors(meant: str, heard: str) -> Errors:
     from jiwer import process_words
 
     reference, hypothesis = plain(meant), plain(heard)
-    if not reference:
+    phones, other = sounds(meant), sounds(heard)
+    if not reference or not phones:
         count = len(hypothesis.split())
-        return Errors(0, 0, count, 0, count, 0)
+        return Errors(0, 0, count, 0, count, 0, 0, len(other))
     found = process_words(reference, hypothesis)
+    by_sound = process_words(" ".join(phones), " ".join(other))
     chunks = found.alignments[0]
     last = chunks[-1]
     added = last.hyp_end_idx - last.hyp_start_idx if last.type == "insert" else 0
     missing = last.ref_end_idx - last.ref_start_idx if last.type == "delete" else 0
-    return Errors(len(reference.split()), found.substitutions, found.insertions, found.deletions, added, missing)
+    return Errors(
+        len(reference.split()),
+        found.substitutions,
+        found.insertions,
+        found.deletions,
+        added,
+        missing,
+        len(phones),
+        by_sound.substitutions + by_sound.insertions + by_sound.deletions,
+    )
 
 
 def failure(found: Errors, seconds: float, expected_s: float | None) -> str:

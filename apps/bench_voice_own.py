@@ -31,6 +31,12 @@ from duplex.audio import AGENT_RATE_HZ, Samples
 FOLDER = Path(decoders.__file__).parent
 WEIGHTS = FOLDER / "weights"
 STEPS = (1, 2, 4)
+SPEAKS = (
+    *("edge_voice.py", "pointer_speech.py", "pointer_lm.py", "pointer_lm_*.py", "reading.py", "word_window.py", "token2wav.py"),
+    *("flow.py", "flow_encoder.py", "flow_estimator.py", "flow_streaming.py", "flow_graph.py", "flow_voice.py"),
+    *("latent_vocoder.py", "hifigan_stream.py", "sound_shaping.py", "phonemes.py", "normalize.py", "readings.py", "numbers_en.py"),
+)
+"""Sources that the own voice's sound depends on."""
 GROUP = 5  # LLM tokens that the voice is given together
 
 
@@ -103,7 +109,8 @@ def own_voice(parts: Parts) -> tuple[EdgeVoice | None, str]:
 
 def voice_rows(voice: EdgeVoice, parts: Parts, system_prompt: str, folder: Path = WEIGHTS) -> list[Row]:
     """The own voice without and with hidden states, streamed as in a session."""
-    sources = [*sorted(FOLDER.glob("*.py")), *sorted(folder.glob("*.safetensors"))]
+    sources = [path for pattern in SPEAKS for path in sorted(FOLDER.glob(pattern))]
+    sources += [path for name in ("flow", "voice_lm") if (path := folder / f"{name}.safetensors").is_file()]
     settings = voice.config, voice.speech.decoder.config, voice.token2wav.config, system_prompt
     return [
         voice_row(name, voice, parts, system_prompt, hidden=hidden, print_of=fingerprint(sources, name, settings))

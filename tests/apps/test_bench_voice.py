@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.bench_voice import Bench, Spoken, centre, failed, line, wer
+from apps.bench_voice import Bench, Spoken, centre, failed, line, named, per, wer
 from apps.bench_voice_judges import Judged, errors
 from apps.bench_voice_mos import Opinion
 from apps.bench_voice_rows import Row, fingerprint, text_seed
@@ -111,7 +111,11 @@ def test_the_table_says_what_was_measured() -> None:
     assert wer(said) == pytest.approx((0 + 5) / 4)
     expected = dict.fromkeys(TEXTS, 2.0)
     told = line("a voice", said, said[:1], expected, (1.0, 1.0))
-    assert told.split() == ["a", "voice", "125.0", "%", "0.0", "%", "1", "(33.3", "%)", "3.00", "3.50", "4.00", "0.707", "1.00"]
+    words, phones = told.split()[2:6:2], told.split()[6:10:2]
+    assert words == ["125.0", "0.0"]
+    assert float(phones[0]) == pytest.approx(100 * per(said), abs=0.05) and phones[1] == "0.0"
+    assert per(said) > 0.5
+    assert told.split()[10:] == ["1", "(33.3", "%)", "3.00", "3.50", "4.00", "0.707", "1.00"]
     assert failed("a voice", said, expected) == [
         "  a voice: 1 repeats",
         "    repeats: Good night.  ->  Bad night, bad night, bad night.",
@@ -134,6 +138,14 @@ def test_a_fingerprint_follows_content(tmp_path: Path) -> None:
     assert fingerprint([tmp_path], "x") == one
     file.write_text("2")
     assert fingerprint([file], "x") != one
+
+
+def test_rows_are_chosen_by_parts_of_their_names() -> None:
+    rows = [Row(name, tone, 24_000, "1") for name in ("teacher", "codes, flow 1 step", "own voice")]
+    assert named(rows, None) == rows
+    assert [row.name for row in named(rows, "flow, own")] == ["codes, flow 1 step", "own voice"]
+    with pytest.raises(ConfigError, match="teacher; codes"):
+        named(rows, "vocoder")
 
 
 def test_wrong_counts_are_refused(tmp_path: Path) -> None:

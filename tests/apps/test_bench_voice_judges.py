@@ -11,7 +11,7 @@ import torch
 from agent import weights
 from agent.profiles import Profile
 from apps.bench_clips import clips
-from apps.bench_voice_judges import KEPT, LEVEL_DBFS, Errors, errors, failure, plain, prepared, similarity
+from apps.bench_voice_judges import KEPT, LEVEL_DBFS, errors, failure, plain, prepared, similarity, sounds
 from apps.bench_voice_mos import HOP, WINDOW, Dnsmos, rated, windows
 from apps.bench_voice_speaker import STEP, VoiceEncoder, mel_windows, power_mel, voiced
 from apps.bench_voice_speaker import WINDOW as MEL_WINDOW
@@ -37,13 +37,30 @@ def test_the_same_words_count_as_the_same_however_they_are_written(written: str,
     assert errors(written, heard).wrong == 0
 
 
-def test_errors_are_counted_and_those_at_the_end_told_apart() -> None:
-    assert errors("the cat sat on the mat", "the cat sat on the hat") == Errors(6, 1, 0, 0, 0, 0)
-    assert errors("the cat sat on the mat", "the cat sat") == Errors(6, 0, 0, 3, 0, 3)
-    assert errors("the cat sat", "the cat sat down on the mat") == Errors(3, 0, 4, 0, 4, 0)
-    assert errors("the cat sat on the mat", "cat sat on the mat") == Errors(6, 0, 0, 1, 0, 0)
-    assert errors("...", "hm hm") == Errors(0, 0, 2, 0, 2, 0)
-    assert errors("", "").wrong == 0
+@pytest.mark.parametrize(
+    ("meant", "heard", "counts"),
+    [
+        ("the cat sat on the mat", "the cat sat on the hat", (6, 1, 0, 0, 0, 0)),
+        ("the cat sat on the mat", "the cat sat", (6, 0, 0, 3, 0, 3)),
+        ("the cat sat", "the cat sat down on the mat", (3, 0, 4, 0, 4, 0)),
+        ("the cat sat on the mat", "cat sat on the mat", (6, 0, 0, 1, 0, 0)),
+        ("...", "hm hm", (0, 0, 2, 0, 2, 0)),
+        ("", "", (0, 0, 0, 0, 0, 0)),
+    ],
+)
+def test_errors_are_counted_and_those_at_the_end_told_apart(meant: str, heard: str, counts: tuple[int, ...]) -> None:
+    found = errors(meant, heard)
+    told = (found.words, found.substituted, found.inserted, found.deleted, found.added_at_end, found.missing_at_end)
+    assert told == counts
+
+
+def test_a_name_that_is_spelt_in_another_way_has_few_wrong_phones() -> None:
+    spelt, wrong = errors("Her name is Siobhan.", "Her name is Shivon."), errors("Her name is Siobhan.", "Her name is Margaret.")
+    assert spelt.wrong == wrong.wrong == 1
+    assert 0 < spelt.wrong_phones < wrong.wrong_phones
+    assert errors("They wrote it", "they rote it").wrong_phones == 0
+    assert sounds("Hello") == sounds("HELLO!")
+    assert not set("ˈˌː") & set(sounds("A proper copper coffee pot."))
 
 
 @pytest.mark.parametrize(
