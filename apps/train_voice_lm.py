@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, default=None, help="folder of the replies, codes and checkpoints")
     parser.add_argument("--minutes", type=float, default=5.0, help="time to train (default: 5)")
     parser.add_argument(
+        "--passes", type=float, default=usual.most_passes, help=f"end after so many even so (default: {usual.most_passes:g})"
+    )
+    parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (default: the GPU where there is one)"
     )
     parser.add_argument(
@@ -56,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_training(args: argparse.Namespace) -> int:
     """Entry point; returns the exit code."""
     began = time.monotonic()
-    if args.minutes <= 0 or (args.rows is not None and args.rows < 1) or args.length < 64:
-        raise ConfigError("Train for more than 0 minutes, with 1 row or more of at least 64 positions.")
+    if args.minutes <= 0 or args.passes <= 0 or (args.rows is not None and args.rows < 1) or args.length < 64:
+        raise ConfigError("Train for more than 0 minutes and passes, with 1 row or more of at least 64 positions.")
     device = torch.device("cuda" if args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available()) else "cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda, but PyTorch finds no GPU here.")
@@ -121,6 +124,7 @@ def training(args: argparse.Namespace, device: torch.device) -> PointerTrainingC
     hidden = args.stage == "hidden"
     return PointerTrainingConfig(
         seconds=args.minutes * 60,
+        most_passes=args.passes,
         rows=args.rows or (usual.rows if device.type == "cuda" else 4),
         length=args.length,
         rate=args.rate or usual.rate * (0.3 if hidden else 1.0),
@@ -205,7 +209,7 @@ def card(
     c = net.config
     lines = "\n".join(f"* {name}: {described(losses)}" for name, losses in found.items())
     hours = len(material.replies.codes) * CODE_S / 3600
-    command = f"duologue train voice-lm --minutes {args.minutes:g} --stage {args.stage} --seed {args.seed}"
+    command = f"duologue train voice-lm --minutes {args.minutes:g} --passes {args.passes:g} --stage {args.stage} --seed {args.seed}"
     return f"""# The edge voice's token LM and output projector
 
 {count(net):,} weights, fp16: an output projector (Linear on concat(token embedding, hidden state)), {c.layers} transformer layers of

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 
+from agent.edge import is_trained
 from agent.profiles import load_profile
 from apps.cli import main
-from duplex.audio import AGENT_RATE_HZ
+from duplex.audio import AGENT_RATE_HZ, USER_RATE_HZ
+from duplex.resample import resample
+from encoders.whisper_ears import WhisperEars
 
 
 @pytest.fixture
@@ -48,3 +52,20 @@ def test_what_cannot_be_said_is_told(tiny: Path, tmp_path: Path, capsys: pytest.
     assert "nothing to say" in capsys.readouterr().err
     assert main(["say", "Hello.", str(tmp_path / "none" / "out.wav"), "--profile", str(tiny)]) == 6
     assert "could not be written" in capsys.readouterr().err
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("flags", [[], ["--hidden"]])
+def test_the_shipped_voice_is_understood(edge_weights: dict[str, Path], tmp_path: Path, flags: list[str]) -> None:
+    if not is_trained():
+        pytest.skip("the voice's weights are not there")
+    out = tmp_path / "out.wav"
+    assert main(["say", "Good morning. I hope that you slept well.", str(out), "--voice", "own", *flags]) == 0
+    sound, _ = soundfile.read(out, dtype="float32")
+    assert 1.5 < len(sound) / AGENT_RATE_HZ < 5.0
+    ears = WhisperEars.load(edge_weights["whisper-tiny-en"], edge_weights["whisper-vocab"])
+    state = ears.open()
+    ears.begin_turn(state, 0)
+    ears.feed(state, np.concatenate([resample(sound, AGENT_RATE_HZ, USER_RATE_HZ), np.zeros(USER_RATE_HZ // 2, np.float32)]))
+    heard = ears.transcribe(ears.window(state)).text.lower().replace(".", "").replace(",", "").split()
+    assert len(set(heard) & {"good", "morning", "i", "hope", "that", "you", "slept", "well"}) >= 6

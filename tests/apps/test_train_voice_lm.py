@@ -19,7 +19,7 @@ def test_it_writes_weights_card_and_curve_and_goes_on(tmp_path: Path, capsys: py
     said = capsys.readouterr().out
     assert "It may be stopped and run again" in said and "with hidden states" in said
     assert pointer_lm_weights.load(out).config.width == 64
-    assert "--minutes 0.05 --stage joint" in out.with_suffix(".md").read_text()
+    assert "--minutes 0.05 --passes 8 --stage joint" in out.with_suffix(".md").read_text()
     assert out.with_suffix(".png").stat().st_size > 1000
     assert main(["train", "voice-lm", "--minutes", "0.03", "--stage", "hidden", *small]) == 0
     assert "--stage hidden" in out.with_suffix(".md").read_text()

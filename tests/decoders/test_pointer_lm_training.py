@@ -11,7 +11,7 @@ import torch
 from decoders import pointer_lm_data as data
 from decoders import pointer_lm_weights
 from decoders.pointer_lm import PointerLM, PointerLMConfig
-from decoders.pointer_lm_training import PointerTrainingConfig, Progress, judge, losses, split, train
+from decoders.pointer_lm_training import PointerTrainingConfig, Progress, Run, judge, losses, split, train
 from duplex.errors import WeightsError
 from tests.decoders import voice_replies
 
@@ -42,9 +42,13 @@ def test_it_learns_what_can_be_learnt_and_goes_on(tmp_path: Path) -> None:
     told: list[Progress] = []
     kept_at: list[int] = []
     checkpoint = tmp_path / "net.pt"
+
+    def keep(net: PointerLM, run: Run) -> None:
+        kept_at.append(run.step)
+
     _, kept = split(held, QUICK, CONFIG)
     before = judge(net, held, kept, QUICK, hidden=False, plain=False)
-    run, _, _ = train(shelf, net, QUICK, checkpoint, told.append, lambda _, run: kept_at.append(run.step))
+    run, _, _ = train(shelf, net, QUICK, checkpoint, told.append, keep)
     after = judge(net, held, kept, QUICK, hidden=False, plain=False)
     assert told and kept_at and run.step == 60
     assert before.total > 9.5
@@ -56,6 +60,10 @@ def test_it_learns_what_can_be_learnt_and_goes_on(tmp_path: Path) -> None:
     assert judge(again, held, kept, QUICK, hidden=False, plain=False).total < 1.1 * after.total
     ended, _, _ = train(shelf, again, replace(QUICK, most_steps=None, seconds=1e-3), checkpoint, told.append, lambda _, run: None)
     assert 70 <= ended.step <= 71  # by the clock
+    passes, _, _ = train(
+        shelf, again, replace(QUICK, most_steps=None, most_passes=ended.epochs + 1e-6), checkpoint, told.append, keep
+    )
+    assert 70 <= passes.step <= 72  # by the passes
     with pytest.raises(WeightsError, match="no checkpoint that training can go on from"):
         train(shelf, PointerLM(replace(CONFIG, layers=3)), QUICK, checkpoint, told.append, lambda _, run: None)
 
