@@ -62,7 +62,7 @@ def run_path(profile: Profile, parts: Parts, args: argparse.Namespace) -> Iterat
     last_s, last_count = 0.0, 1
     for count in counts:
         if time.monotonic() + 2 * last_s * count / last_count > deadline:
-            yield f"Stopped before {count} conversations: the time limit of {args.seconds_limit:g} s would be passed."
+            yield f"Stopped before {count} at once: the time limit of {args.seconds_limit:g} s would be passed."
             break
         on_gpu = sharing and parts.voice.lm.qwen.device.type == "cuda"  # type: ignore[attr-defined]
         repeats = args.repeats or ((10 if count == 1 else 3 if count <= 4 else 2 if count <= 16 else 1) if on_gpu else 2)

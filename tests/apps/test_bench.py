@@ -44,7 +44,7 @@ def test_side_by_side_is_as_one_by_one() -> None:
 def test_a_time_limit_ends_the_measurement_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "path", "--profile", "tiny", "--conversations", "1,2", "--repeats", "1", "--seconds-limit", "0.001"]) == 0
     text = capsys.readouterr().out
-    assert "Stopped before 2 conversations" in text and "Done after" in text
+    assert "Stopped before 1 at once" in text and "Done after" in text
 
 
 @pytest.mark.parametrize(
