@@ -7,7 +7,11 @@ import argparse
 from apps import train_codes, train_corpus, train_flow, train_predictor, train_projector, train_tokenizer, train_voice_lm
 
 PARTS = {
-    "corpus": (train_corpus.add_arguments, train_corpus.run_training, "what the voice learns from: the LLM's replies and their phones"),
+    "corpus": (
+        train_corpus.add_arguments,
+        train_corpus.run_training,
+        "what the voice learns from: the LLM's replies and their phones",
+    ),
     "flow": (train_flow.add_arguments, train_flow.run_training, "the voice: codes to latents in one or two steps"),
     "tokenizer": (train_tokenizer.add_arguments, train_tokenizer.run_training, "speech codes and back, from the teacher's latents"),
     "codes": (train_codes.add_arguments, train_codes.run_codes, "the teacher's speech of all replies, as codes"),

@@ -146,7 +146,7 @@ def test_the_reply_that_is_cut_before_its_first_word_leaves_no_trace() -> None:
 
 def test_a_conversation_that_is_ended_before_it_began_ends_its_events() -> None:
     async def main() -> tuple[bool, int]:
-        session, user = make([Line("Hello.")], VirtualWorker(cost_s=lambda lane: 60.0))
+        session, _ = make([Line("Hello.")], VirtualWorker(cost_s=lambda lane: 60.0))
         events = session.events()
 
         async def begin() -> None:

@@ -141,7 +141,7 @@ def in_the_pause(act: Callable[[Stage], None]) -> Stage:
 
     async def wait(stage: Stage) -> None:
         stage.session.detection = TurnDetectionConfig("silence", silence_s=3.0)  # prepared after half of it
-        while stage.session.turns.current is None:
+        while stage.session.turns.current is None:  # noqa: ASYNC110  (nothing tells of it)
             await asyncio.sleep(0.02)
         await asyncio.sleep(0.4)
         assert stage.session.turns.floor == "pause" and len(stage.thinker.seen) == 1

@@ -1,6 +1,6 @@
 """Everything that a GPU is to run, run on tensors that have a GPU's device and no content: an operation across devices is an error.
 
-No GPU is needed. What such tensors cannot do (draws, values read back, the inverse STFT) is left to `tests/cuda`.
+No GPU is needed. What such tensors cannot do (draws, values read back, the inverse STFT) is left to `tests/test_on_devices.py`.
 """
 
 from __future__ import annotations
