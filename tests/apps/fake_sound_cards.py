@@ -101,8 +101,9 @@ class FakeCards:
                 self.played = np.concatenate([self.played, out[:, 0]])
             in_s = (self.now_s - self.input.began_s) * self.in_pace
             while feed_in and not self.input.closed and (self.input.count + self.input.block) / self.input.rate <= in_s + 1e-9:
-                # recorded 20 ms ago: what was played (20 + echo) ms before that
-                begin = self.input.count - self.input.rate * (40 + self.echo_ms) // 1000
+                # recorded 20 ms ago: what was played (20 + echo) ms before that, by a stream that may have been opened at another time
+                apart = round(self.input.rate * (self.input.began_s - self.output.began_s))
+                begin = self.input.count + apart - self.input.rate * (40 + self.echo_ms) // 1000
                 span = np.arange(begin, begin + self.input.block)
                 known = (span >= 0) & (span < len(self.played))
                 echo = np.zeros(self.input.block, np.float32)

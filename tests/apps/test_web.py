@@ -233,9 +233,7 @@ def test_three_turns_with_an_interruption(edge_weights: dict[str, Path], tmp_pat
     talked = talk_in_the_browser(profile, parts, tmp_path)
     if isinstance(talked, int) and talked:  # the microphone does not wait for a machine that is busy with something else
         talked = talk_in_the_browser(profile, parts, tmp_path)
-    if isinstance(talked, int) and talked:
-        pytest.skip(f"this machine cannot hold a conversation in real time now: its models were late {talked} times")
-    assert isinstance(talked, Talked), "the conversation did not come to its end, though the machine was never late"
+    assert isinstance(talked, Talked), f"the conversation did not come to its end; the machine was late {talked} times"
 
     assert talked.complaints == []
     expected = " ".join(clip.text for clip in TURNS)
@@ -248,4 +246,4 @@ def test_three_turns_with_an_interruption(edge_weights: dict[str, Path], tmp_pat
     assert len(talked.speech["user"]) >= 3 and len(talked.speech["agent"]) >= 3
     assert likeness(heard(parts, talked.user, talked.rate_hz), expected) > 0.75
     told = " ".join(talked.heard)
-    assert likeness(heard(parts, talked.agent, talked.rate_hz), told) > (0.4 if talked.late else 0.7), told  # late is chopped
+    assert likeness(heard(parts, talked.agent, talked.rate_hz), told) > 0.7, told
