@@ -17,6 +17,7 @@ from agent.chat import Chat, ChatConfig
 from agent.doubles import LevelVad
 from agent.parts import Parts
 from agent.profiles import Profile
+from agent.speakers import check_can_clone
 from agent.thinker import Thinker, ThinkerConfig
 from decoders.bridge_voice import BridgeConfig, BridgeVoice
 from decoders.voice import Voice
@@ -100,7 +101,7 @@ class Loader:
 
             self.voice_config = profile.section("voice", TokenVoiceConfig)
         elif voice is not None:
-            raise ConfigError(f"The voice of the profile {profile.name} cannot be cloned; take one with decoder: cosyvoice2.")
+            check_can_clone(profile)
         elif profile.output == "projector":
             from agent.edge import EdgeVoiceConfig
 

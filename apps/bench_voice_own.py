@@ -9,15 +9,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 import decoders
-from agent.chat_template import Message
+from agent.chat import Chat
 from agent.parts import Parts
+from agent.read_along import read_along
 from apps.bench_voice_rows import Row, Teacher, fingerprint, text_seed
 from apps.bench_voice_stream import chunked
 from apps.bench_voice_texts import HeldOut
@@ -89,15 +89,8 @@ def teacher_codes(teacher: Teacher, tokenizer: SpeechTokenizer, text: HeldOut, s
 
 def thoughts(parts: Parts, system_prompt: str, text: HeldOut) -> tuple[list[int], NDArray[np.float32]]:
     """A text as the LLM would write it in answer to its question: tokens [n], and the state [n, d] that each is sampled from."""
-    thinker: Any = parts.thinker
-    question = text.question or f"Please say: {text.text}"
-    prompt = thinker.render(system_prompt, [Message("user", question)], open_assistant=True)
-    tokens: list[int] = thinker.encode(text.text)
-    context = thinker.open()
-    for _ in thinker.sync_steps(context, [*prompt, *tokens]):
-        pass
-    first = len(prompt) - 1
-    return tokens, context.buffers.hidden[first : first + len(tokens)].float().cpu().numpy().copy()
+    assert isinstance(parts.thinker, Chat)
+    return read_along(parts.thinker, system_prompt, text.text, text.question)
 
 
 def own_voice(parts: Parts) -> tuple[EdgeVoice | None, str]:

@@ -110,6 +110,12 @@ def fixed_noise(mel: int, frames: int, seed: int) -> Tensor:
     return torch.randn((1, mel, frames), generator=torch.Generator().manual_seed(seed), device="cpu")[0].T
 
 
+@functools.lru_cache(maxsize=8)
+def starting_noise(config: FlowConfig) -> Tensor:
+    """[max_frames, M] the fixed noise at the flow's temperature, on the CPU."""
+    return config.temperature * fixed_noise(config.mel, config.max_frames, config.noise_seed)
+
+
 def moments(steps: int) -> Tensor:
     """The solver's times from 0 to 1 on a cosine, close together at first: [steps + 1] float32."""
     return 1.0 - torch.cos(torch.linspace(0.0, 1.0, steps + 1) * (0.5 * math.pi))
@@ -173,8 +179,7 @@ class FlowDecoder(nn.Module):
         config, n = self.config, given.shape[1]
         if config.guidance > 0:
             given = torch.cat((given, torch.zeros_like(given)))  # [2, n, I - M]
-        x = fixed_noise(config.mel, config.max_frames, config.noise_seed)[start : start + n].to(given.device).unsqueeze(0)
-        x = config.temperature * x
+        x = starting_noise(config)[start : start + n].to(given.device).unsqueeze(0)
         times = moments(steps)
         shifts = self.estimator.shifts(times[:-1].to(given.device), times.diff().to(given.device))
         for step, length in enumerate(times.diff().tolist()):

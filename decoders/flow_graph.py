@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoders.flow import Flow, FlowConfig, fixed_noise, moments
+from decoders.flow import Flow, FlowConfig, moments, starting_noise
 from decoders.flow_encoder import waves
 from decoders.onnx_builder import Array, GraphBuilder
 
@@ -58,7 +58,7 @@ class GraphFlow:
         self._begin = builder.graph.begin
         self._outputs = [value.name for value in self._session.get_outputs()]
         self._table = flow.input_embedding(torch.arange(config.vocabulary)).detach().float().numpy()  # [vocabulary, C]
-        self._noise = config.temperature * fixed_noise(config.mel, config.max_frames, config.noise_seed).numpy()
+        self._noise = starting_noise(config).numpy()
 
     def open(self, prompt_codes: Tensor, prompt_mel: Tensor, speaker: Tensor | None = None) -> GraphFlowState:
         """A state for one reply; the prompt must be empty, and is only there because token2wav's flows may have one."""

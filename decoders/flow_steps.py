@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoders.flow import Flow, FlowConfig, FlowState, fixed_noise, moments
+from decoders.flow import Flow, FlowConfig, FlowState, moments, starting_noise
 from decoders.flow_encoder import EncoderMemory, Places, waves
 from decoders.flow_slots import FlowSlots, owned
 
@@ -87,7 +87,7 @@ class SharedFlow:
         config = flow.config
         length = 1 << (codes * config.ratio - 1).bit_length()
         self._waves = waves(config.encoder.width, length, weight.device, weight.dtype)
-        self._noise = fixed_noise(config.mel, config.max_frames, config.noise_seed).to(weight.device)
+        self._noise = starting_noise(config).to(weight.device)
         times = moments(config.steps)
         self._lengths: list[float] = times.diff().tolist()
         with torch.inference_mode():
