@@ -19,6 +19,7 @@ from agent.text_only import TextOnly
 from agent.tool_calls import Call, CallFinder, Tool, with_tools
 from agent.worker import ModelWorker, Priority
 from decoders.voice import Speech, Voice
+from duplex.audio import Samples
 from duplex.errors import ConfigError
 from duplex.playout import Playout
 
@@ -132,6 +133,16 @@ class Responder:
             await self._play(epoch, voice.push(state, tokens[start : start + size]))
         await self._play(epoch, voice.finish(state))
         self._playout.finish(epoch)
+
+    async def sound(self, text: str, manner: Manner) -> Samples:
+        """[n] `text` in the manner's voice, for playing later."""
+        voice = self._parts.voice
+        state = voice.open(self._config.seed, manner.speaker)
+        chunks: list[Samples] = [np.zeros(0, np.float32)]
+        for made in (voice.push(state, self._parts.thinker.encode(text)), voice.finish(state)):
+            while (chunk := await self._worker.run(Priority.SPEAK, "speak", next, made, None)) is not None:
+                chunks.append(chunk.samples)
+        return np.concatenate(chunks)
 
     async def _think(self, messages: list[Message], manner: Manner, made: Made, groups: asyncio.Queue[Group | None]) -> None:
         async with self._using:

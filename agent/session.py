@@ -3,44 +3,40 @@
 `hear` takes a frame, cleans it of echo, asks voice activity and the predictor, and lets the turn-taking core decide; then it hands one
 frame of the agent's voice to the transport. Deciding is a plain call inside `hear`: a tick costs microseconds, and a task of its own
 would act one frame late. `listen` (agent.listener) keeps the transcript up to date, and a response (agent.response) thinks and speaks in
-tasks of its own. What an application may ask of a running conversation is in agent.steering.
+tasks of its own. What becomes of a response is in agent.answering; what an application may ask of a running conversation, in
+agent.steering.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 
+from agent.answering import Answering
+from agent.backchannels import BackchannelConfig, Backchannels
 from agent.feed import Feed, Subscription
 from agent.history import History
 from agent.listener import Listener
 from agent.parts import Parts
 from agent.reply import Ledger, Reply
 from agent.response import Made, Manner, Responder, ResponseConfig
-from agent.steering import Steering
 from agent.tick import TickSound
 from agent.transport import Transport
 from agent.turn_detection import TurnDetectionConfig
-from agent.user_turn import UserTurn
 from agent.worker import ModelWorker
 from duplex import turn_signals as turn
-from duplex.audio import AGENT_FRAME, AGENT_RATE_HZ, TICK_FRAMES, USER_FRAME, USER_RATE_HZ, Frame, seconds, user_samples
+from duplex.audio import TICK_FRAMES, USER_FRAME, Frame
 from duplex.echo import EchoControl
 from duplex.events import (
-    AgentTranscript,
     Backchannel,
     Event,
     FloorChanged,
-    FunctionCalled,
     Levels,
-    ResponseEnded,
-    ResponseStarted,
     SpeculationDiscarded,
     UserStarted,
     UserStopped,
@@ -49,9 +45,6 @@ from duplex.levels import level_db
 from duplex.playout import Playout, PlayoutConfig
 from duplex.turns import TurnConfig, TurnTaking
 from duplex.vad import VoiceActivity, VoiceActivityConfig, VoiceStart, VoiceStop
-from encoders.ears import Transcript
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +65,11 @@ class SessionConfig:
     """How the agent's voice yields."""
     response: ResponseConfig = field(default_factory=ResponseConfig)
     """How the agent answers."""
+    backchannels: BackchannelConfig = field(default_factory=BackchannelConfig)
+    """What the agent says while the user pauses, where `turns.backchannels` is on."""
 
 
-class Session(Steering):
+class Session(Answering):
     """One conversation; an async context manager.
 
     `events()` before entering gets every event. `wait()` returns when the transport's input ends. Leaving the context cancels all
@@ -115,6 +110,7 @@ class Session(Steering):
         self._tasks: set[asyncio.Task[None]] = set()
         self._hearing: asyncio.Task[None] | None = None
         self._underruns = 0
+        self._backchannels = Backchannels(self.config.backchannels)
 
     # -- life ---------------------------------------------------------------------------------------------------------------------
 
@@ -136,11 +132,6 @@ class Session(Steering):
         """The transport has no more input, or broke."""
         return self._hearing is not None and self._hearing.done()
 
-    @property
-    def sending(self) -> int | None:
-        """For a transport, in `send`: the epoch of the audible response that this frame belongs to; None when it is mere silence."""
-        return self._audible if self.playout.playing is not None and self.playout.playing == self._audible else None
-
     async def __aenter__(self) -> Self:
         try:
             await self._responder.warm_up(self._manner)
@@ -149,6 +140,8 @@ class Session(Steering):
             raise
         self._hearing = asyncio.create_task(self._hear(), name="hear")
         self._start(self._listener.run(), "listen")
+        if self.config.turns.backchannels:
+            self._start(self._make_backchannels(), "backchannels")
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -173,7 +166,7 @@ class Session(Steering):
             self._take(frame)
             frames += 1
             out = self.playout.pull()
-            self._note_playing(float(np.abs(out).max()))
+            self._note_playing(0.0 if self.playout.murmuring else float(np.abs(out).max()))
             if frames % TICK_FRAMES == 0:
                 self._tick(level_db(frame.near), level_db(out))
             await self._transport.send(out)
@@ -229,33 +222,6 @@ class Session(Steering):
         self._note_heard()
         self._emit(Levels(self._now, user_db, agent_db, self.echo.erle_db if self.echo is not None else None))
 
-    def _note_playing(self, peak: float) -> None:
-        """After each pulled frame: has the response become audible, has it run out, did it stall?"""
-        reply = self._reply
-        if reply is None:
-            return
-        readable = reply.released and not reply.manner.spoken and self.playout.texts(reply.epoch)[1] != ""
-        if not reply.started and (peak > 1e-3 or readable):
-            reply.started = True
-            self._begin_speaking(reply)
-        if reply.started and self.playout.playing == reply.epoch:
-            reply.marks.sent += AGENT_FRAME
-            if (words := self.playout.words_heard(reply.epoch)) != reply.marks.words:
-                reply.marks.note(self.playout.texts(reply.epoch)[0], words)
-        if self.playout.underruns > self._underruns:
-            self._underruns = self.playout.underruns
-            if self._underruns in (1, 50, 500):
-                self._trouble("The agent's voice ran dry for a moment: this machine is too slow for the profile.", "too_slow")
-        if self.playout.drained() == reply.epoch:
-            self._finish_reply(reply)
-
-    def _note_heard(self) -> None:
-        if (reply := self._reply) is not None and reply.started:
-            texts = self.playout.texts(reply.epoch)
-            if texts != reply.texts:
-                reply.texts = texts
-                self._emit(AgentTranscript(self._now, reply.epoch, *texts))
-
     def _receive(self, signal: turn.Signal) -> None:
         floor = self.turns.floor
         for action in self.turns.receive(signal):
@@ -301,124 +267,13 @@ class Session(Steering):
                 self._silent_at = 0
             case turn.Stop():
                 self._stop_reply(asked=isinstance(signal, turn.CancelAsked))
+            case turn.GiveBackchannel():
+                self._give_backchannel()
             case turn.NoteBackchannel():
                 self._emit(Backchannel(self._now, self._listener.turn.text if self._listener.turn else ""))
                 self._listener.turn = None
             case turn.DropTurn():
                 self._listener.turn = None
-
-    def _begin_speaking(self, reply: Reply) -> None:
-        latency: float | None = None
-        if reply.turn is not None:
-            latency = seconds(self._now - USER_FRAME + self._committed() - reply.turn.last_voiced)
-            self._take_words(reply)
-        self._audible = reply.epoch
-        self._receive(turn.ResponseAudible(self._now, reply.epoch))
-        self._emit(ResponseStarted(self._now - USER_FRAME + self._committed(), reply.epoch, latency))
-
-    def _take_words(self, reply: Reply) -> None:
-        """The turn that the reply answers is over: its words go into the history."""
-        assert reply.turn is not None
-        self.remember(reply.turn, reply.user_text or reply.turn.text)
-        if self._listener.turn is reply.turn:
-            self._listener.turn = None
-
-    def _finish_reply(self, reply: Reply) -> None:
-        done = reply.started or bool(reply.made.calls)
-        heard, text = self.playout.texts(reply.epoch)
-        if not reply.started and reply.turn is not None:  # the words stay, though nothing was said to them
-            self._take_words(reply)
-        self.history.add("assistant", heard, ("agent", reply.epoch))
-        for call in reply.made.calls:
-            self.history.add("call", call.written(), ("call", call.call_id))
-            self._emit(FunctionCalled(self._now, reply.epoch, call.call_id, call.name, call.arguments))
-        self.playout.drop(reply.epoch)
-        self._reply = None
-        self._end(reply, "completed" if done else "failed", self._now + self._committed(), heard, text)
-        self._receive(turn.ResponseDrained(self._now, reply.epoch))
-        self._start(self._read_ahead(), "read-ahead")
-
-    def _stop_reply(self, *, asked: bool) -> None:
-        reply = self._reply
-        if reply is None:
-            return
-        heard, text = self.playout.texts(reply.epoch)
-        heard = reply.heard(heard, self._now, AGENT_RATE_HZ / USER_RATE_HZ)
-        self.playout.stop()
-        self._cancel_reply()
-        self._reply = None
-        self.history.add("assistant", heard, ("agent", reply.epoch))
-        silent_at = self._silent_at or self._silence_after_this_frame()
-        self._silent_at = 0
-        latency = None if asked else seconds(silent_at - self.turns.overlap_at)
-        self._end(reply, "cancelled" if asked else "interrupted", silent_at, heard, text, latency)
-
-    def _close_reply(self) -> None:
-        """The conversation ends while a response is under way."""
-        if (reply := self._reply) is not None and reply.started:
-            heard, text = self.playout.texts(reply.epoch)
-            self.history.add("assistant", heard, ("agent", reply.epoch))
-            self._end(reply, "cancelled", self._now, heard, text)
-        self._reply = None
-
-    def _end(
-        self,
-        reply: Reply,
-        reason: Literal["completed", "interrupted", "cancelled", "failed"],
-        at: int,
-        heard: str,
-        text: str,
-        stop_latency_s: float | None = None,
-    ) -> None:
-        self._ledger.keep(reply.epoch, reply.marks)
-        self._emit(ResponseEnded(at, reply.epoch, reason, heard, text, stop_latency_s, reply.made.cut_short))
-
-    def _cancel_reply(self) -> None:
-        if self._reply is not None and self._reply.task is not asyncio.current_task():
-            self._reply.task.cancel()
-
-    def _silence_after_this_frame(self) -> int:
-        fade = user_samples(self.config.playout.fade_ms / 1000)
-        return self._now + fade + self._committed()
-
-    def _committed(self) -> int:
-        return self._transport.committed() * USER_RATE_HZ // AGENT_RATE_HZ
-
-    # -- think and speak ----------------------------------------------------------------------------------------------------------
-
-    async def _respond(self, epoch: int, user_turn: UserTurn | None, manner: Manner, line: str | None, made: Made) -> None:
-        try:
-            if self._commits:
-                await asyncio.wait(self._commits)  # what was committed is part of what is answered
-            messages = self.history.messages
-            if user_turn is not None:
-                text = await self._listener.words(user_turn)
-                if not text:
-                    self._receive(turn.NothingSaid(self._now))
-                    return
-                if self._reply is not None and self._reply.epoch == epoch:
-                    self._reply.user_text = text
-                heard = user_turn.transcript
-                messages = self.history.with_user(text, heard.speech if heard else None)
-            if line is not None:
-                await self._responder.say(epoch, line, manner)
-                return
-            await self._responder.respond(epoch, messages, manner, made)
-            if made.malformed_calls:
-                self._trouble("The language model wrote a function call that is not well-formed; it was dropped.", "malformed_call")
-        except* Exception as errors:  # a response that fails must not end the conversation
-            log.warning("response %d failed", epoch, exc_info=errors)
-            self._trouble(f"A response failed: {errors.exceptions[0]}", "response_failed")
-            self.playout.finish(epoch)
-
-    async def _read(self, heard: Transcript) -> float | None:
-        return await self._responder.read(self.history.with_user(heard.text, heard.speech), self._manner)
-
-    async def _read_ahead(self) -> None:
-        """Between turns: what was heard, and now and then, when old turns were forgotten, everything that is left."""
-        await self._read(
-            Transcript(".", self._now)
-        )  # of the next turn nothing is known but that it is the user's: a stop alone is not read
 
     # -- parts --------------------------------------------------------------------------------------------------------------------
 

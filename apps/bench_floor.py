@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from apps.train_stock import WordsReader, bench_voices, make_stock
 from duplex.errors import ConfigError
 from duplex.floor_scores import FloorScores, Point, TurnRun, curve, delay_at, floor_scores
 from duplex.predictor import RulePredictor
+from duplex.predictor_choice import PredictorConfig
 from duplex.predictor_features import Heard
-from duplex.predictor_trained import WEIGHTS, TrainedConfig, TrainedPredictor
-from duplex.scenario import Builder, Kind, ScenarioConfig
+from duplex.predictor_trained import WEIGHTS, TrainedPredictor
+from duplex.scenario import Kind, ScenarioConfig
+from duplex.scenario_builder import Builder
 from duplex.scenario_probe import probe
 from duplex.vad import Vad
 
@@ -54,7 +57,7 @@ def run_floor(profile: Profile, parts: Parts, args: argparse.Namespace) -> list[
             time.sleep(1.0)
 
     stock = make_stock("bench", bench_voices(48), weight_cache.home() / "bench-floor", None, print)
-    systems, notes = _systems(parts.vad, args.predictor)
+    systems, notes = _systems(parts.vad, args.predictor, profile.section("predictor", PredictorConfig))
     reader = WordsReader(parts, session_config(profile).response.system_prompt)
     builder = Builder(stock, ScenarioConfig())
     turns: dict[str, list[TurnRun]] = {system.name: [] for system in systems}
@@ -93,12 +96,12 @@ def run_floor(profile: Profile, parts: Parts, args: argparse.Namespace) -> list[
     return lines
 
 
-def _systems(vad: Vad, weights: Path) -> tuple[list[System], list[str]]:
-    found: list[System] = [Ours("rules", RulePredictor())]
+def _systems(vad: Vad, weights: Path, config: PredictorConfig) -> tuple[list[System], list[str]]:
+    found: list[System] = [Ours("rules", RulePredictor(config))]
     notes = []
     if weights.exists():
-        found.append(Ours("trained", TrainedPredictor.load(weights)))
-        found.append(Ours("trained, overlaps too", TrainedPredictor.load(weights, TrainedConfig(overlaps="net"))))
+        found.append(Ours("trained", TrainedPredictor.load(weights, config.trained, config)))
+        found.append(Ours("trained, overlaps too", TrainedPredictor.load(weights, replace(config.trained, overlaps="net"), config)))
     else:
         notes.append("no trained predictor: make one with duologue train predictor")
     found.append(Silence("silero + 700 ms", silero(vad)))

@@ -6,6 +6,7 @@ the client's asking for it) until its last. No I/O and no clock: events and fram
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from apps.realtime_items import Item, Items, function_call, message, new_id
 from apps.realtime_outbox import Outbox
 from duplex.audio import AGENT_RATE_HZ, Samples, seconds
 from duplex.events import (
+    AgentBackchannel,
     AgentTranscript,
     Backchannel,
     Event,
@@ -132,6 +134,11 @@ class Scribe:
             )
         elif answer.ended is not None:
             self._close_answer(answer, answer.ended)
+
+    def murmured(self, event: AgentBackchannel, samples: Samples) -> None:
+        """The agent's backchannel, all of it at once: it is short, and belongs to no response."""
+        sound = base64.b64encode(SoundOut(self.audio_format).encode(samples)).decode() if self.spoken else ""
+        self._put("duologue.agent_backchannel", at_ms=_ms(event.at), text=event.text, audio=sound)
 
     # -- what happens -------------------------------------------------------------------------------------------------------------
 

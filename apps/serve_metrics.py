@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from agent.host import Host
-from duplex.events import Backchannel, Event, ResponseEnded, ResponseStarted
+from duplex.events import AgentBackchannel, Backchannel, Event, ResponseEnded, ResponseStarted
 
 LATENCY_BUCKETS_S = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 
@@ -47,6 +47,9 @@ class Metrics:
         self.refused = self._counter("duologue_refused", "Connections that were refused", "reason")
         self.responses = self._counter("duologue_responses", "Responses that are over", "reason")
         self.errors = self._counter("duologue_client_errors", "Events that were answered by an error", "code")
+        self.agent_backchannels = Counter(
+            "duologue_agent_backchannels", "Short sounds of the agent while the user paused", registry=self.registry
+        )
         self.backchannels = Counter("duologue_backchannels", "Sounds that did not take the floor", registry=self.registry)
         self.response_latency = self._histogram("duologue_response_latency_seconds", "End of the user's speech to the first sound")
         self.stop_latency = self._histogram("duologue_stop_latency_seconds", "Onset of an interruption to silence")
@@ -62,6 +65,8 @@ class Metrics:
                     self.stop_latency.observe(max(event.stop_latency_s, 0.0))
             case Backchannel():
                 self.backchannels.inc()
+            case AgentBackchannel():
+                self.agent_backchannels.inc()
 
     def text(self) -> bytes:
         """In Prometheus' text format."""

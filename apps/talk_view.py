@@ -16,6 +16,7 @@ from rich.text import Text
 from apps.transcript_lines import labels_of
 from duplex.audio import seconds
 from duplex.events import (
+    AgentBackchannel,
     AgentTranscript,
     Backchannel,
     Event,
@@ -99,6 +100,8 @@ class TalkView:
                 self._forget_user()
                 self._labels = ""
                 return self._add(Line(event.at, "you", event.text or "(a sound)", done=True, note="the agent talks on"))
+            case AgentBackchannel():
+                return self._add(Line(event.at, "agent", event.text, done=True, note="it listens"))
             case ResponseStarted():
                 self._reply(event).note = "" if event.latency_s is None else f"after {event.latency_s:.2f} s"
                 if event.latency_s is not None:

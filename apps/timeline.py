@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from duplex.audio import AGENT_RATE_HZ, USER_RATE_HZ, Samples, seconds
-from duplex.events import Backchannel, Event, FloorChanged, ResponseEnded, ResponseStarted, UserTranscript
+from duplex.events import AgentBackchannel, Backchannel, Event, FloorChanged, ResponseEnded, ResponseStarted, UserTranscript
 
 _FLOOR_COLOURS = {
     "quiet": "#f2f2f2",
@@ -87,6 +87,8 @@ def _words(axis: object, events: Sequence[Event], start: float, end: float) -> N
             user_row += 1
         elif isinstance(event, Backchannel):
             text, y = f"({event.text or 'noise'})", 1.75
+        elif isinstance(event, AgentBackchannel):
+            text, y = f"({event.text})", -1.75
         elif isinstance(event, ResponseEnded) and event.epoch in begun:
             where = begun[event.epoch]
             cut = " ✂" if event.reason == "interrupted" else ""

@@ -25,7 +25,8 @@ from duplex.errors import ConfigError, OutputError
 from duplex.predictor_net import FloorNet, NetConfig
 from duplex.predictor_trained import WEIGHTS, TrainedPredictor
 from duplex.predictor_training import Examples, Judgement, Progress, TrainingConfig, examples, judge, train
-from duplex.scenario import Builder, ScenarioConfig, Stock
+from duplex.scenario import ScenarioConfig, Stock
+from duplex.scenario_builder import Builder
 from duplex.scenario_hearing import hear, with_words
 from duplex.vad import Vad
 

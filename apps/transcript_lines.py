@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from duplex.audio import seconds
 from duplex.events import (
+    AgentBackchannel,
     Backchannel,
     Event,
     ResponseEnded,
@@ -47,6 +48,8 @@ def lines_of(events: Iterable[Event]) -> Iterator[str]:
                 text += f"  [{event.reason}]" + (f"  (unheard: {unheard})" if unheard else "")
         elif isinstance(event, Backchannel):
             text = f"user   ({event.text or 'sound'}: the agent talks on)"
+        elif isinstance(event, AgentBackchannel):
+            text = f"agent  ({event.text})"
         elif isinstance(event, SpeculationDiscarded):
             text = "       (the user goes on: a prepared response is thrown away)"
         elif isinstance(event, Trouble):

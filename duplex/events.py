@@ -122,6 +122,13 @@ class Backchannel(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class AgentBackchannel(Event):
+    """The agent's short sound while the user pauses: it listens, and does not take the floor."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Levels(Event):
     """Levels of both sides over the last tick, in dBFS (RMS)."""
 

@@ -58,7 +58,10 @@ class Playout:
         """Frames in which a released, unfinished, already audible response had nothing to play."""
         self.playing: int | None = None
         """The epoch of the response that the newest frame was taken from; None for silence, as between responses or in a hold."""
+        self.murmuring = False
+        """The newest frame was taken from a murmur."""
         self._response: _Response | None = None
+        self._murmur = np.zeros(0, np.float32)
         self._gain = 1.0
         self._target = 1.0
         self._stopping = False
@@ -131,21 +134,34 @@ class Playout:
             self._target, self._stopping = 0.0, True
             self._response.finished = True
 
+    def murmur(self, samples: Samples) -> None:
+        """Play these samples [n], which belong to no response, while nothing else is; a response that becomes audible ends them."""
+        self._murmur = samples
+
+    @property
+    def murmur_left(self) -> Samples:
+        """What is still to be played of a murmur."""
+        return self._murmur
+
     # -- playing ------------------------------------------------------------------------------------------------------------------
 
     def pull(self) -> Samples:
         """The next AGENT_FRAME samples (24 kHz) for the loudspeaker; zeros when there is nothing to say. Read-only when silent."""
         response = self._response
-        self.playing = None
+        self.playing, self.murmuring = None, False
         if response is None or not response.released or (self._gain == 0.0 and self._target == 0.0):
-            return self._silence
+            return self._pull_murmur()
         if response.position >= response.length:
             if not response.finished and response.heard:
                 self.underruns += 1
-            return self._silence
+            return self._pull_murmur()
         self.playing = response.epoch
         frame = self._copy(response)
         self._ramp(frame)
+        if len(self._murmur):
+            tail = self._murmur[: self._fade]
+            frame[: len(tail)] += tail * np.linspace(1, 0, len(tail), dtype=np.float32)
+            self._murmur = self._murmur[:0]
         response.heard = max(response.heard, response.position)
         if self._stopping:
             self._response = None
@@ -184,6 +200,16 @@ class Playout:
 
     def _of(self, epoch: int) -> _Response | None:
         return self._response if self._response and self._response.epoch == epoch else None
+
+    def _pull_murmur(self) -> Samples:
+        if not len(self._murmur):
+            return self._silence
+        self.murmuring = True
+        frame = np.zeros(AGENT_FRAME, np.float32)
+        part = self._murmur[:AGENT_FRAME]
+        frame[: len(part)] = part
+        self._murmur = self._murmur[AGENT_FRAME:]
+        return frame
 
     def _copy(self, response: _Response) -> Samples:
         frame = np.zeros(AGENT_FRAME, np.float32)

@@ -49,6 +49,8 @@ class TickDecision:
     """The user is taking the floor from the speaking agent."""
     backchannel: float = 0.0
     """What the user uttered over the agent was a backchannel or noise: talk on."""
+    goes_on: float = 0.0
+    """The user fell silent in the middle of what they want to say."""
 
 
 class DuplexPredictor(Protocol):
@@ -131,11 +133,12 @@ class RulePredictor:
         if known.voiced:
             return TickDecision()
         needed = self.needed_silence_s(None, known)
+        goes_on = (needed - c.complete_s) / (c.incomplete_s - c.complete_s) if known.transcript_fresh else 0.0
         silence = known.silence_s
         if silence < c.speculate_s:
-            return TickDecision(respond=0.5 * silence / c.speculate_s * 0.99)
+            return TickDecision(respond=0.5 * silence / c.speculate_s * 0.99, goes_on=goes_on)
         rise = (silence - c.speculate_s) / max(needed - c.speculate_s, 1e-6)
-        return TickDecision(respond=min(1.0, 0.5 + 0.3 * rise))
+        return TickDecision(respond=min(1.0, 0.5 + 0.3 * rise), goes_on=goes_on)
 
     def needed_silence_s(self, state: None, known: TickInput) -> float:
         """Silence that ends a turn with these words: short for a whole sentence, long for one that plainly goes on."""

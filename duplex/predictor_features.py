@@ -159,3 +159,9 @@ def _words(heard: Heard) -> list[float]:
     if heard.agent_speaking and text:
         told[5:] = [1.0, float(is_backchannel(text)), float(opens_interruption(text)), min(len(words_of(text)), 6) / 6]
     return told
+
+
+def log_odds(p: float) -> float:
+    """Of a probability, up to a million to one either way."""
+    q = min(max(p, 1e-6), 1 - 1e-6)
+    return math.log(q / (1 - q))

@@ -7,7 +7,6 @@ been silent. That is added here: sure ends wait `complete_s`, sure pauses `incom
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,7 +16,7 @@ import torch
 from duplex.checkpoint import fill, read_tensors
 from duplex.errors import ConfigError, WeightsError
 from duplex.predictor import RuleConfig, RulePredictor, TickDecision, TickInput
-from duplex.predictor_features import FeatureState, Heard, sound_features, state_features
+from duplex.predictor_features import FeatureState, Heard, log_odds, sound_features, state_features
 from duplex.predictor_net import FloorNet, NetConfig, NetState
 from duplex.scenario import KEEP, RESPOND, YIELD
 
@@ -124,7 +123,7 @@ class TrainedPredictor:
         if heard.voiced or heard.agent_speaking:
             state.odds.clear()
         else:
-            state.odds.append(_log_odds(respond))
+            state.odds.append(log_odds(respond))
             del state.odds[: -self.config.newest]
         state.taken = yields / max(yields + keeps, 1e-9)
 
@@ -148,10 +147,11 @@ class TrainedPredictor:
         if known.voiced:
             return TickDecision()
         needed, silence = self.needed_silence_s(state, known), known.silence_s
+        goes_on = (needed - c.complete_s) / (c.incomplete_s - c.complete_s) if known.transcript_fresh else 0.0
         prepare = c.speculate_s if needed < 0.7 * c.incomplete_s else needed / 2
         if silence < prepare:
-            return TickDecision(respond=0.49 * silence / prepare)
-        return TickDecision(respond=min(1.0, 0.5 + 0.3 * (silence - prepare) / max(needed - prepare, 1e-6)))
+            return TickDecision(respond=0.49 * silence / prepare, goes_on=goes_on)
+        return TickDecision(respond=min(1.0, 0.5 + 0.3 * (silence - prepare) / max(needed - prepare, 1e-6)), goes_on=goes_on)
 
     def _over_agent(self, state: TrainedState, known: TickInput) -> TickDecision:
         c, taken = self.config, state.taken
@@ -164,9 +164,3 @@ class TrainedPredictor:
         if known.voiced_s >= 0.1 and taken >= 0.5:
             return TickDecision(yield_=0.9)
         return TickDecision(backchannel=0.9)
-
-
-def _log_odds(p: float) -> float:
-
-    q = min(max(p, 1e-6), 1 - 1e-6)
-    return math.log(q / (1 - q))

@@ -146,5 +146,10 @@ class NoteBackchannel(Action):
 
 
 @dataclass(frozen=True, slots=True)
+class GiveBackchannel(Action):
+    """Let the user, who has only paused, know that the agent listens: a short sound that does not take the floor."""
+
+
+@dataclass(frozen=True, slots=True)
 class DropTurn(Action):
     """The user's turn held no words: forget it."""

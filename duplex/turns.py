@@ -21,6 +21,7 @@ from duplex.turn_signals import (
     DropTurn,
     Duck,
     ForResponse,
+    GiveBackchannel,
     Hold,
     MannerChanged,
     NoteBackchannel,
@@ -59,12 +60,22 @@ class TurnConfig:
     """P(backchannel) from which the agent talks on, ducked, instead of holding."""
     held_most_s: float = 2.0
     """The longest hold; then the agent goes on."""
+    backchannels: bool = False
+    """The agent gives backchannels of its own while the user pauses in the middle of a long turn."""
+    goes_on_p: float = 0.8
+    """P(the user goes on) from which a pause may have one."""
+    backchannel_after_s: float = 3.0
+    """So long the user has spoken since the turn began, or since the last one."""
+    backchannel_pause_s: float = 0.3
+    """So long they have been silent: somebody who only breathes is not disturbed."""
     interrupt: bool = True
     """False: the agent finishes what it says, whatever the user does."""
 
     def __post_init__(self) -> None:
         if not 0 < self.prepare_p <= self.release_p <= 1:
             raise ConfigError("turns: prepare_p must be positive and at most release_p, which must be at most 1.")
+        if min(self.backchannel_after_s, self.backchannel_pause_s) < 0:
+            raise ConfigError("turns: backchannel_after_s and backchannel_pause_s must be 0 or more.")
 
 
 @dataclass(slots=True)
@@ -79,6 +90,8 @@ class _Memory:
     answers: bool = False  # the response answers a turn of the user's
     overlap_at: int = 0
     held_at: int = 0
+    silent_at: int = 0  # where the user's voice last ended
+    spoken: int = 0  # how long they have spoken since the turn began, or since the agent's last backchannel
 
 
 Guard = Callable[[TurnConfig, _Memory, Signal], bool]
@@ -159,6 +172,12 @@ def _held_too_long(c: TurnConfig, m: _Memory, s: Signal) -> bool:
     return seconds(s.at - m.held_at) >= c.held_most_s
 
 
+def _may_encourage(c: TurnConfig, m: _Memory, s: Signal) -> bool:
+    assert isinstance(s, Ticked)
+    long_turn = seconds(m.spoken) >= c.backchannel_after_s and seconds(s.at - m.silent_at) >= c.backchannel_pause_s
+    return c.backchannels and long_turn and s.decision.goes_on >= c.goes_on_p
+
+
 TABLE: tuple[Row, ...] = (
     Row("quiet", VoiceBegan, _always, "", (BeginTurn,), "user"),
     Row("quiet", ResponseAsked, _always, "", (Prepare, Release), "agent"),
@@ -172,6 +191,14 @@ TABLE: tuple[Row, ...] = (
     Row("pause", TurnKept, _always, "", (DropTurn,), "quiet"),
     Row("pause", Ticked, _both(_commit, _prepared), "P(respond) ≥ release_p, a response is prepared", (Release,), "agent"),
     Row("pause", Ticked, _commit, "P(respond) ≥ release_p", (Prepare, Release), "agent"),
+    Row(
+        "pause",
+        Ticked,
+        _may_encourage,
+        "backchannels are on, P(goes_on) ≥ goes_on_p, the user spoke for backchannel_after_s and is silent for backchannel_pause_s",
+        (GiveBackchannel,),
+        "pause",
+    ),
     Row("pause", Ticked, _both(_respond, _not(_prepared)), "P(respond) ≥ prepare_p, none is prepared", (Prepare,), "pause"),
     Row("pause", ResponseAsked, _prepared, "a response is prepared", (Release,), "agent"),
     Row("pause", ResponseAsked, _always, "", (Prepare, Release), "agent"),
@@ -241,7 +268,8 @@ class TurnTaking:
         if isinstance(signal, VoiceBegan):
             memory.voice, memory.onset = True, signal.at
         elif isinstance(signal, VoiceEnded):
-            memory.voice = False
+            memory.spoken += max(signal.at - memory.onset, 0) if memory.voice else 0
+            memory.voice, memory.silent_at = False, signal.at
         elif isinstance(signal, ResponseAudible) and signal.epoch == memory.current:
             memory.audible = True
         for row in TABLE:
@@ -271,5 +299,8 @@ class TurnTaking:
                 memory.current, memory.audible = None, False
             return action
         if kind is BeginTurn:
+            memory.spoken = 0
             return BeginTurn(memory.onset)
+        if kind is GiveBackchannel:
+            memory.spoken = 0
         return kind()

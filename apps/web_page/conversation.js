@@ -5,6 +5,7 @@ import { decode, encode, levelDb, RATE_HZ } from "./pcm.js";
 import { Speech } from "./ribbon.js";
 
 const ACK_EVERY_BLOCKS = 10;
+const MURMUR = "murmur "; // begins the ids of sounds that belong to no response
 const AUDIBLE_DB = -50;
 const MOST_WAITING_BYTES = 256 * 1024; // some four seconds of sound that the network does not take: newer sound is dropped
 const CLOCK_SPAN = 50; // level events, four seconds, over which the two clocks are compared
@@ -39,6 +40,7 @@ export class Conversation {
     this.blocks = 0;
     this.acks = []; // what the worklet had played, block by block, as long as it is on its way to the loudspeaker
     this.acked = "";
+    this.murmurs = 0;
     this.stale = new Set(); // items whose sound is not wanted any more
     this.current = null; // the item that is being spoken
     this.open = null; // the user's item that is not final yet
@@ -73,7 +75,7 @@ export class Conversation {
 
   acknowledge({ id, played }) {
     const mark = `${id} ${played}`;
-    if (id === null || mark === this.acked) return;
+    if (id === null || id.startsWith(MURMUR) || mark === this.acked) return;
     this.acked = mark;
     this.socket.send({ type: "duologue.playback.ack", item_id: id, played_ms: Math.round((1000 * played) / RATE_HZ) });
   }
@@ -131,6 +133,14 @@ export class Conversation {
       case "duologue.backchannel":
         this.speech.backchannel(this.local(event.at_ms));
         view.backchannel(event.text);
+        break;
+      case "duologue.agent_backchannel":
+        if (event.audio) {
+          const id = `${MURMUR}${++this.murmurs}`;
+          this.sound.play(id, decode(event.audio));
+          this.sound.finish(id);
+        }
+        view.agentBackchannel(event.text);
         break;
       case "duologue.floor":
         this.floor = event.floor;

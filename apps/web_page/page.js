@@ -222,6 +222,12 @@ class Page {
     this.transcript.note(id, "the agent goes on");
   }
 
+  agentBackchannel(text) {
+    const id = `backchannel ${++this.remarks}`;
+    this.transcript.agent(id, text, text);
+    this.transcript.note(id, "it listens");
+  }
+
   agent(id, heard, text, final) {
     this.transcript.agent(id, heard, text);
     if (final) this.transcript.agentEnded(id, heard.trim() !== text.trim());

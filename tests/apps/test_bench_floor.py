@@ -17,7 +17,8 @@ from duplex.floor_scores import curve, floor_scores
 from duplex.predictor import RulePredictor
 from duplex.predictor_net import FloorNet, NetConfig
 from duplex.predictor_trained import TrainedPredictor
-from duplex.scenario import Builder, Scenario, ScenarioConfig
+from duplex.scenario import Scenario, ScenarioConfig
+from duplex.scenario_builder import Builder
 from tests.duplex.built_speech import stock
 from tests.duplex.test_scenario import LoudIsVoice
 

@@ -177,3 +177,16 @@ async def test_the_example_in_the_documentation_runs(server: Served, capsys: pyt
     exec(compile(example.replace("asyncio.run(main())", ""), "example", "exec"), space)
     await asyncio.wait_for(space["main"](), 20)
     assert capsys.readouterr().out == "Paris is."
+
+
+async def test_the_agents_backchannel_comes_whole_and_belongs_to_no_response() -> None:
+    overrides = ["session.response.group_tokens=1", "session.turns.backchannels=true", "session.turns.backchannel_after_s=0.8"]
+    with served(doubles({QUESTION: "I would like the"}, ["Yes?"]), overrides=overrides) as server:
+        async with talk(server) as talking:
+            await asyncio.sleep(0.5)  # its backchannels are made when a conversation begins
+            talking.say(tone(QUESTION))
+            given = await talking.until("duologue.agent_backchannel")
+            assert not any(kind.startswith("response.") for kind in talking.types())
+            sound = np.frombuffer(base64.b64decode(given.audio), "<i2")
+            assert given.text == "Uh-huh." and len(sound) == 6000 and 0.09 < np.abs(sound).max() / 32767 < 0.11
+            await talking.until("response.done")

@@ -12,7 +12,8 @@ from apps import cli, train_predictor, train_speech, train_stock
 from duplex.errors import InputError, WeightsError
 from duplex.predictor_net import NetConfig
 from duplex.predictor_training import Examples, Progress, TrainingConfig, examples, judge, train
-from duplex.scenario import RESPOND, Builder, Scenario, ScenarioConfig
+from duplex.scenario import RESPOND, Scenario, ScenarioConfig
+from duplex.scenario_builder import Builder
 from duplex.scenario_hearing import hear, with_words
 from duplex.scenario_texts import BENCH, TRAINING, choose, sentences
 from tests.duplex.built_speech import stock

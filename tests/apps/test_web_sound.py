@@ -60,6 +60,26 @@ def test_an_interruption_silences_the_loudspeaker_at_once(server: tuple[Scripted
         assert seen.errors == []
 
 
+def test_a_backchannel_of_the_agent_is_played_and_shown_and_is_no_answer(
+    server: tuple[ScriptedRealtime, str], tmp_path: Path
+) -> None:
+    scripted, url = server
+    with browser_page(write_microphone(tmp_path / "mic.wav", tone(440, 0.1), 24000)) as (page, seen):
+        page.goto(url)
+        page.get_by_role("checkbox", name="Record both sides").check()
+        page.get_by_role("button", name="Talk").click()
+        scripted.wait_for(lambda: len(scripted.of("input_audio_buffer.append")) > 10)
+        sound = scripted.packet("", tone(300, 0.3))["delta"]
+        scripted.send({"type": "duologue.agent_backchannel", "at_ms": 900, "text": "Uh-huh.", "audio": sound})
+        page.wait_for_timeout(1000)
+        assert "Uh-huh." in page.locator(".turn.agent").inner_text()
+        page.get_by_role("button", name="Stop", exact=True).click()
+        _, agent, _ = downloaded_recording(page, tmp_path / "conversation.wav")
+        loud = np.flatnonzero(np.abs(agent) > 0.02)
+        assert 0.28 * 24000 < loud[-1] - loud[0] < 0.32 * 24000 and strength(agent[loud[0] : loud[-1]], 300) > 0.9
+        assert not scripted.of("duologue.playback.ack") and seen.errors == []
+
+
 def test_the_answer_can_be_stopped_and_the_microphone_muted(server: tuple[ScriptedRealtime, str], tmp_path: Path) -> None:
     scripted, url = server
     with browser_page(write_microphone(tmp_path / "mic.wav", tone(440, 60, 48000), 48000, lead_s=0)) as (page, _):

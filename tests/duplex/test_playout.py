@@ -114,3 +114,29 @@ def test_what_is_pulled_is_what_was_put(lengths: list[int], early: int) -> None:
     got = np.concatenate(pulled) if pulled else np.zeros(0, np.float32)
     assert np.array_equal(got[: len(expected)], expected) and not got[len(expected) :].any()
     assert playout.texts(1)[0] == playout.texts(1)[1] == "".join(f"{n} " for n in range(len(lengths)))
+
+
+def test_a_murmur_is_played_between_responses_and_belongs_to_none() -> None:
+    playout = Playout()
+    playout.murmur(np.full(AGENT_FRAME + 100, 0.3, np.float32))
+    first, second, third = playout.pull(), playout.pull(), playout.pull()
+    assert (
+        (first == np.float32(0.3)).all() and (second[:100] == np.float32(0.3)).all() and not second[100:].any() and not third.any()
+    )
+    assert playout.playing is None and not playout.murmuring and not playout.started() and playout.underruns == 0
+
+
+@given(st.integers(0, 4), st.integers(0, 3 * AGENT_FRAME))
+def test_a_response_that_becomes_audible_ends_a_murmur_without_a_click(frames: int, length: int) -> None:
+    playout = filled()
+    playout.begin(2)
+    playout.murmur(np.full(length, 0.3, np.float32))
+    before = [playout.pull() for _ in range(frames)]
+    playout.put(2, np.full(3 * AGENT_FRAME, 0.5, np.float32), [(" yes", 3 * AGENT_FRAME)])
+    playout.release(2)
+    after = np.concatenate([playout.pull() for _ in range(3)])
+    assert playout.playing == 2 and not playout.murmuring
+    assert sum(float(frame.sum()) for frame in before) == pytest.approx(0.3 * min(length, frames * AGENT_FRAME), rel=1e-3)
+    left = max(length - frames * AGENT_FRAME, 0)
+    assert (after[192:] == 0.5).all() and (after[0] == pytest.approx(0.8) if left > 1 else after.max() <= 0.81)
+    assert float(np.abs(np.diff(after)).max(initial=0)) <= (0.31 if 0 < left < 192 else 0.01)

@@ -9,7 +9,8 @@ import pytest
 
 from duplex import scenario_sounds
 from duplex.audio import TICK
-from duplex.scenario import KEEP, RESPOND, WAIT, YIELD, Builder, Scenario, ScenarioConfig, Stock, trim
+from duplex.scenario import KEEP, RESPOND, WAIT, YIELD, Scenario, ScenarioConfig, Stock
+from duplex.scenario_builder import Builder, trim
 from duplex.scenario_hearing import WordsConfig, hear, with_words
 from duplex.scenario_probe import FEATURES, area, probe, silences
 from tests.duplex.built_speech import stock, utterance

@@ -129,3 +129,31 @@ def test_any_order_of_signals_keeps_the_books(given_signals: list[s.Signal], int
             live = None
         assert turns.current == live
         assert (turns.floor in ("agent", "ducked", "held")) == (live is not None and released)
+
+
+def pausing(config: TurnConfig, spoken_s: float = 4.0) -> TurnTaking:
+    turns = TurnTaking(config)
+    turns.receive(s.VoiceBegan(0))
+    turns.receive(s.VoiceEnded(round(16_000 * spoken_s)))
+    return turns
+
+
+def test_a_long_turn_that_goes_on_gets_one_backchannel() -> None:
+    config = TurnConfig(backchannels=True, backchannel_after_s=3.0, backchannel_pause_s=0.3)
+    turns = pausing(config)
+    assert turns.receive(tick(67_200, goes_on=0.9)) == []  # 200 ms of silence: only a breath
+    assert turns.receive(tick(70_400, goes_on=0.7)) == []
+    assert turns.receive(tick(70_400, goes_on=0.9)) == [s.GiveBackchannel()]
+    assert turns.receive(tick(80_000, goes_on=0.9)) == [] and turns.floor == "pause"
+    turns.receive(s.VoiceBegan(90_000))
+    turns.receive(s.VoiceEnded(110_000))  # too short to be encouraged again
+    assert turns.receive(tick(120_000, goes_on=0.9)) == []
+    turns.receive(s.VoiceBegan(130_000))
+    turns.receive(s.VoiceEnded(160_000))
+    assert turns.receive(tick(170_000, goes_on=0.9)) == [s.GiveBackchannel()]
+    assert turns.receive(tick(180_000, respond=0.9)) == [s.Prepare(1), s.Release(1)]
+
+
+def test_short_turns_and_a_silent_agent_get_none() -> None:
+    assert pausing(TurnConfig(backchannels=True), 2.0).receive(tick(70_400, goes_on=1.0)) == []
+    assert pausing(TurnConfig()).receive(tick(70_400, goes_on=1.0)) == []
