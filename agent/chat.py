@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from agent.sampling import Sampler, SamplingConfig
 from agent.thinker import Context, Step, Thinker
 from agent.tool_calls import CLOSE, OPEN
 from duplex.errors import ConfigError
+from duplex.sentence_end import SentenceEnd
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class ChatConfig:
     """How replies are drawn."""
     reply_reserve_tokens: int = 256
     """Room in the context that history must leave for the reply."""
+    sentence_end: Literal["learned", "odds"] = "odds"
+    """Who tells how likely the user's sentence ends after the words so far: the head taught on this LLM, or the LLM's own odds."""
 
     def __post_init__(self) -> None:
         if self.reply_reserve_tokens < 1:
@@ -41,8 +45,15 @@ class Keys(list[int]):
 class Chat:
     """Implements `agent.parts.Thinker` over `agent.thinker.Thinker`; shared by conversations."""
 
-    def __init__(self, thinker: Thinker, config: ChatConfig | None = None) -> None:
+    def __init__(self, thinker: Thinker, config: ChatConfig | None = None, sentence_end: SentenceEnd | None = None) -> None:
+        """sentence_end: the head that tells where the user's sentence ends. Raises ConfigError for one taught on another LLM's states."""
+        if sentence_end is not None and sentence_end.hidden != thinker.hidden_size:
+            raise ConfigError(
+                f"thinker.chat.sentence_end: learned was taught on an LLM of width {sentence_end.hidden}, this one has "
+                f"{thinker.hidden_size}; use odds, or teach it with duologue train sentence-end."
+            )
         self.thinker = thinker
+        self._sentence_end = sentence_end
         self.config = config or ChatConfig()
         self.eos_ids = thinker.eos_ids
         firsts = {thinker.encode(mark)[0] for mark in (".", "?", "!", ".\n", "?\n", "!\n")}
@@ -68,8 +79,13 @@ class Chat:
         return keys
 
     def turn_end(self, context: Context) -> float:
-        """P(the next token ends the sentence or the turn), after words without their final punctuation."""
-        return float(torch.softmax(self.thinker.logits(context).float(), -1)[self._ends].sum())
+        """P(the sentence ends here), after words without their final punctuation: by the head that was taught it, or the LLM's own odds."""
+        state = self.thinker.state(context)
+        return self.ending(state) if self._sentence_end is None else self._sentence_end.probability(state)
+
+    def ending(self, state: torch.Tensor) -> float:
+        """P(the next token ends the sentence or the turn) by the LLM itself, of the state [d] after its last word."""
+        return float(torch.softmax(self.thinker.logits_of(state), -1)[self._ends].sum())
 
     def sync_steps(self, context: Context, keys: Sequence[int]) -> Iterator[int]:
         """Make the context hold exactly `keys`, in bounded steps."""

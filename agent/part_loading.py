@@ -23,6 +23,7 @@ from decoders.bridge_voice import BridgeConfig, BridgeVoice
 from decoders.voice import Voice
 from duplex.errors import ConfigError
 from duplex.predictor_choice import PredictorConfig, choose_predictor
+from duplex.sentence_end import SentenceEnd
 from encoders.ears import Ears
 from encoders.whisper_ears import EarsConfig, WhisperEars
 
@@ -139,12 +140,15 @@ class Loader:
     def chat(self, where: Mapping[str, Path]) -> Chat:
         """The LLM from what `weights.locate` found: the converted int8 one, or a publisher's folder. Raises WeightsError."""
         if "qwen-int8" in where:
-            return Chat(Thinker.from_folder(where["qwen-int8"], self.thinker.context), self.thinker.chat)
+            return Chat(Thinker.from_folder(where["qwen-int8"], self.thinker.context), self.thinker.chat, self._sentence_end())
         from agent.minmo import QWEN
         from agent.thinker_checkpoint import load_hugging_face
 
         loaded = load_hugging_face(self._located(where, QWEN), self.thinker.context, self.dtype, self.device)
-        return Chat(loaded, self.thinker.chat)
+        return Chat(loaded, self.thinker.chat, self._sentence_end())
+
+    def _sentence_end(self) -> SentenceEnd | None:
+        return SentenceEnd.load() if self.thinker.chat.sentence_end == "learned" else None
 
     def voice(self, where: Mapping[str, Path], chat: Chat) -> Voice:
         """From what `weights.locate` found. Raises WeightsError, and InputError for a sample that is no voice sample."""

@@ -257,13 +257,21 @@ class Thinker:
 
     def logits(self, context: Context) -> Tensor:
         """[vocabulary] float32 after everything the context holds; feeds a pending token first. Read only."""
+        state = self.state(context)
+        if context.scores is None or context.scores[0] != context.fed:
+            context.scores = (context.fed, self.logits_of(state))
+        return context.scores[1]
+
+    def state(self, context: Context) -> Tensor:
+        """[d] the final-layer state after everything the context holds; feeds a pending token first. Read only."""
         self._flush(context)
         if context.fed == 0:
             raise ValueError("the context is empty: sync it to a prompt first")
-        if context.scores is None or context.scores[0] != context.fed:
-            hidden = context.buffers.hidden[context.fed - 1 : context.fed]
-            context.scores = (context.fed, self._qwen.logits(hidden)[0])
-        return context.scores[1]
+        return context.buffers.hidden[context.fed - 1]
+
+    def logits_of(self, state: Tensor) -> Tensor:
+        """[d] a final-layer state -> [vocabulary] float32 logits."""
+        return self._qwen.logits(state[None])[0]
 
     def _flush_together(self, contexts: Sequence[Context]) -> None:
         """Feed the pending token of each that has just one, in one pass."""

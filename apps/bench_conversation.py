@@ -19,7 +19,7 @@ from apps.bench_cascade import CascadeTurn, cascade_turn, reply_to, transcribe_w
 from apps.bench_clips import Clip, clips
 from apps.bench_talks import Talk, talk
 from duplex.audio import AGENT_RATE_HZ, USER_RATE_HZ, seconds
-from duplex.events import Backchannel, ResponseEnded, ResponseStarted, UserTranscript
+from duplex.events import Backchannel, ResponseEnded, ResponseStarted, SpeculationDiscarded, UserTranscript
 from duplex.metrics import Spread, response_latency_s, stop_latency_s
 from duplex.resample import resample
 
@@ -40,6 +40,8 @@ class Report:
     seconds: float = 0.0
     underruns: list[tuple[str, int]] = field(default_factory=list)  # the agent's words, frames
     late: int = 0
+    given: int = 0
+    discarded: int = 0
 
     def add(self, done: Talk) -> None:
         """Take a conversation's machine figures."""
@@ -48,6 +50,8 @@ class Report:
             said = [e.heard for e in done.of(ResponseEnded) if isinstance(e, ResponseEnded)]
             self.underruns.append((" | ".join(said), done.underruns))
         self.late += done.user.late_frames
+        self.given += len(done.of(ResponseStarted))
+        self.discarded += len(done.of(SpeculationDiscarded))
         for name, stats in done.stats.items():
             total = self.lanes.setdefault(name, LaneStats())
             total.jobs += stats.jobs
@@ -171,6 +175,11 @@ def _lines(report: Report, parts: Parts, paced: bool) -> list[str]:
         f"Plain cascade, same weights: median {cascade.median:.2f} s, p95 {cascade.p95:.2f} s (0.70 silence + "
         f"{parts_of[0]:.2f} transcribe + {parts_of[1]:.2f} generate + {parts_of[2]:.2f} synthesise); ours is "
         f"{cascade.median / latency.median:.1f}x faster."
+    )
+    prepared = report.given + report.discarded
+    lines.append(
+        f"Speculation: of {prepared} responses that were prepared {report.discarded} were thrown away "
+        f"({100 * report.discarded / max(prepared, 1):.0f} %), because the user went on or nothing had been said."
     )
     if report.stops:
         stop = Spread.of(report.stops)

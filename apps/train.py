@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from apps import train_codes, train_corpus, train_flow, train_predictor, train_projector, train_tokenizer, train_voice_lm
+from apps import (
+    train_codes,
+    train_corpus,
+    train_flow,
+    train_predictor,
+    train_projector,
+    train_sentence_end,
+    train_tokenizer,
+    train_voice_lm,
+)
 
 PARTS = {
     "corpus": (
@@ -17,6 +26,11 @@ PARTS = {
     "codes": (train_codes.add_arguments, train_codes.run_codes, "the teacher's speech of all replies, as codes"),
     "voice-lm": (train_voice_lm.add_arguments, train_voice_lm.run_training, "speech codes from the LLM's tokens and hidden states"),
     "predictor": (train_predictor.add_arguments, train_predictor.run_training, "when to take, keep or give up the floor"),
+    "sentence-end": (
+        train_sentence_end.add_arguments,
+        train_sentence_end.run_training,
+        "where the user's sentence ends, by the LLM's states",
+    ),
     "projector": (train_projector.add_arguments, train_projector.run_training, "speech straight into the language model"),
 }
 

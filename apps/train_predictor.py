@@ -96,7 +96,7 @@ class Waiter:
 
 
 def _stock(args: argparse.Namespace, work: Path, waiter: Waiter) -> Stock:
-    profile = load_profile("edge")
+    profile = load_profile("edge", ["thinker.chat.sentence_end=odds"])  # which is what the network is given where it decides
     waiter()
     parts = build_parts(profile)
     torch.set_num_threads(1)

@@ -83,6 +83,8 @@ class RuleConfig:
     """Silence that ends a turn whose words plainly go on."""
     unknown_s: float = 1.00
     """Silence that ends a turn while its transcript is not there yet."""
+    unread_s: float = 0.0
+    """Least silence that ends a turn whose words are there but which the LLM has not read yet; 0 where none reads them."""
     hanging_p: float = 0.02
     """P(sentence ends here), by the LLM, up to which a turn counts as going on."""
     whole_p: float = 0.25
@@ -148,7 +150,7 @@ class RulePredictor:
         question = known.transcript.rstrip().endswith("?")
         complete_s = c.complete_s if question else c.statement_s
         if known.sentence_ends is None:
-            return complete_s if seems_complete(known.transcript) else c.incomplete_s
+            return max(complete_s, c.unread_s) if seems_complete(known.transcript) else c.incomplete_s
         ends = known.sentence_ends * (c.question_gain if question else 1.0)
         whole = math.log(max(ends, 1e-9) / c.hanging_p) / math.log(c.whole_p / c.hanging_p)  # 0: plainly goes on, 1: whole
         return c.incomplete_s + min(max(whole, 0.0), 1.0) * (complete_s - c.incomplete_s)

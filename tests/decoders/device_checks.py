@@ -61,6 +61,7 @@ def reference_flow(info: dict[str, Any], device: str) -> Flow:
     config = FlowConfig(vocabulary=info["config/vocab"], encoder=encoder, estimator=estimator)
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in Flow(config).state_dict().items()}
+    assert [len(shapes), sum(torch.Size(shape).numel() for shape in shapes.values())] == info["n_tensors_params"]
     return build(config, reference_state(shapes, info["weights_seed"]), "the rule", device=device)
 
 

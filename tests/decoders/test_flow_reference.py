@@ -9,13 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from decoders.flow import Flow, FlowConfig, fixed_noise, moments
-from decoders.flow_checkpoint import build
-from decoders.flow_encoder import FlowEncoderConfig
-from decoders.flow_estimator import FlowEstimatorConfig
+from decoders.flow import Flow, fixed_noise, moments
 from decoders.flow_streaming import attention_mask
 from decoders.flow_training import direction_loss
-from tests.reference_weights import load_reference, reference_state
+from tests.decoders.device_checks import apart, reference_flow
+from tests.reference_weights import load_reference
 
 REFERENCE = Path(__file__).parent / "reference" / "flow.safetensors"
 KEPT = 4
@@ -34,26 +32,7 @@ def data(reference: tuple[dict[str, Tensor], dict[str, Any]]) -> dict[str, Tenso
 
 @pytest.fixture(scope="module")
 def flow(reference: tuple[dict[str, Tensor], dict[str, Any]]) -> Flow:
-    info = reference[1]
-    encoder = FlowEncoderConfig(feed_forward=info["config/linear_units"], blocks=info["config/num_blocks"], up_blocks=1)
-    estimator = FlowEstimatorConfig(
-        channels=info["config/channels"][0],
-        blocks=info["config/n_blocks"],
-        mid_stages=info["config/num_mid_blocks"],
-        heads=info["config/num_heads"],
-        head_width=info["config/attention_head_dim"],
-    )
-    config = FlowConfig(vocabulary=info["config/vocab"], encoder=encoder, estimator=estimator)
-    with torch.device("meta"):
-        shapes = {key: tuple(value.shape) for key, value in Flow(config).state_dict().items()}
-    assert [len(shapes), sum(torch.Size(shape).numel() for shape in shapes.values())] == info["n_tensors_params"]
-    return build(config, reference_state(shapes, info["weights_seed"]), "the rule")
-
-
-def apart(ours: Tensor, theirs: Tensor) -> float:
-    """The greatest difference, relative to the greatest value."""
-    assert ours.shape == theirs.shape
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+    return reference_flow(reference[1], "cpu")
 
 
 def all_codes(data: dict[str, Tensor]) -> Tensor:

@@ -39,6 +39,21 @@ def test_waiting_depends_on_what_was_said() -> None:
     assert 0.8 < ready_after_s(transcript="I like it.", sentence_ends=0.07) < 1.4
 
 
+def test_words_that_the_llm_reads_are_not_answered_before_it_has() -> None:
+    rules = RulePredictor(RuleConfig(unread_s=0.6))
+    said = known(transcript="Can you tell me?", silence_s=0.5)
+    assert rules.tick(None, said).respond < 0.8 <= RulePredictor().tick(None, said).respond
+    assert rules.tick(None, known(transcript="Can you tell me?", silence_s=0.5, sentence_ends=0.9)).respond >= 0.8
+    assert rules.tick(None, known(transcript="Can you tell me?", silence_s=0.65)).respond >= 0.8
+
+
+def test_a_turn_that_surely_goes_on_is_told() -> None:
+    rules = RulePredictor()
+    assert rules.tick(None, known(transcript="I would like to", silence_s=0.3, sentence_ends=0.001)).goes_on == pytest.approx(1.0)
+    assert rules.tick(None, known(silence_s=0.3, sentence_ends=0.9)).goes_on == pytest.approx(0.0, abs=1e-9)
+    assert rules.tick(None, known(transcript_fresh=False, silence_s=0.3)).goes_on == 0.0
+
+
 @given(st.floats(0, 5), st.floats(0, 5), st.booleans(), st.booleans(), st.text(max_size=30), st.booleans(), st.floats(0, 1))
 def test_probabilities_are_probabilities(
     silence_s: float, voiced_s: float, voiced: bool, agent_speaking: bool, transcript: str, transcript_fresh: bool, hum: float

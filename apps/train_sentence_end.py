@@ -1,0 +1,232 @@
+"""`duologue train sentence-end`: teach the LLM's last state to tell where the user's sentence ends.
+
+    texts (what people say to an agent)  ->  the LLM reads each once  ->  its state after every word  ->  head, card, curve
+
+Reading is the slow part. What was read is kept in the work folder, some hundred texts a file, so the command may be stopped at any time
+and run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agent import weight_cache
+from agent.build import build_parts, session_config
+from agent.chat import Chat
+from agent.chat_template import Message
+from agent.profiles import load_profile
+from apps.train_corpus_questions import questions
+from apps.train_projector_texts import templates, tidy
+from duplex.errors import ConfigError, OutputError
+from duplex.scenario_probe import area
+from duplex.scenario_texts import FILLERS, choose, sentences
+from duplex.sentence_end import WEIGHTS
+from duplex.sentence_end_training import HeadTraining, Places, scores, train_head
+
+SHARD = 200  # texts per file
+POOL = 4000  # so many texts are drawn at least, so that more of them begin with the same ones
+HELD = 0.08  # share of the texts that is kept for judging, beside the questions of templates that are never trained on
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What the LLM made of some texts."""
+
+    places: Places
+    odds: NDArray[np.float32]
+    """[n] log of its own P(sentence ends here)."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of this training."""
+    parser.add_argument("--work", type=Path, default=None, help="folder for what the LLM read")
+    parser.add_argument("--texts", type=int, default=1600, help="sentences that the LLM reads (default: 1600)")
+    parser.add_argument("--epochs", type=int, default=HeadTraining.epochs, help=f"passes (default: {HeadTraining.epochs})")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the weights go; card and curve lie beside them")
+    parser.add_argument("--dry-run", action="store_true", help="only say what it will cost")
+
+
+def run_training(args: argparse.Namespace) -> int:
+    """Entry point; returns the exit code."""
+    if args.texts < 2 * SHARD or args.epochs < 1:
+        raise ConfigError(f"Train on at least {2 * SHARD} texts for 1 epoch.")
+    print(
+        f"{args.texts} sentences: about {args.texts * 0.12 / 60:.0f} min of reading on one thread (three times that on an old CPU), 1 min "
+        f"of learning; about {args.texts * 0.018:.0f} MB on disk. It may be stopped and run again."
+    )
+    if args.dry_run:
+        return 0
+    torch.set_num_threads(1)
+    work = args.work or weight_cache.home() / "train-sentence-end"
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        parts = _read_all(args, work)
+        count = max(round(len(parts) * HELD), 1)
+        learnt, held, unseen = _joined(parts[count:-1]), _joined(parts[:count]), parts[-1]
+        head, curve = train_head(learnt.places, held.places, HeadTraining(epochs=args.epochs, seed=args.seed), _tell)
+        head.save(args.out)
+        told = [
+            (
+                name,
+                area(scores(head, one.places), one.places.ends),
+                area(one.odds.astype(np.float64), one.places.ends),
+                len(one.places),
+            )
+            for name, one in (("sentences kept back", held), ("questions of unseen templates", unseen))
+        ]
+        for name, found, own, n in told:
+            print(f"{name}, {n} places: {found:.4f} (AUC); the LLM's own odds {own:.4f}")
+        args.out.with_suffix(".md").write_text(_card(args, len(learnt.places), told), encoding="utf-8")
+        _draw(args.out.with_suffix(".png"), curve)
+    except OSError as error:
+        raise OutputError(f"The training's files could not be written: {error}.") from error
+    print(f"wrote {args.out}; `duologue bench floor` tells what it is worth")
+    return 0
+
+
+def said(count: int, seed: int) -> list[str]:
+    """`count` sentences as people say them to an agent: questions, requests, statements and small talk, some with a hesitation."""
+    random, rng = Random(f"sentence ends {seed}"), np.random.default_rng(seed)
+    third, built = count // 3, sentences("training")
+    found = [asked.text for asked in questions(third, seed)]
+    found += [text for text in map(tidy, templates(rng, third)) if text is not None]
+    while len(found) < count:
+        found.append(re.sub(r"\s*\|+\s*", " ", choose(built[rng.integers(len(built))], rng)))
+    random.shuffle(found)
+    return [_as_heard(text, random) for text in found]
+
+
+def _as_heard(text: str, random: Random) -> str:
+    """Without the final mark, as a transcript of a turn that is not over; now and then with a filler, or in small letters."""
+    words = text.rstrip(" .?!").split()
+    if len(words) > 3 and random.random() < 0.12:
+        words.insert(random.randrange(1, len(words)), random.choice(FILLERS))
+    body = " ".join(words)
+    return body.lower().replace(",", "") if random.random() < 0.15 else body
+
+
+def places(body: str, pieces: Sequence[str]) -> list[tuple[int, bool]]:
+    """(index of the piece, whether the sentence ends there) wherever `body`, which the pieces make up, could break off.
+
+    After every word; left out are the ends of sentences inside the text, of which nobody knows whether the turn is over.
+    """
+    found, at = [], 0
+    for index, piece in enumerate(pieces):
+        at += len(piece)
+        after = body[at : at + 1]
+        if at and (body[at - 1].isalnum() or body[at - 1] in "%'") and after in ("", " ", ",", ";", ":"):
+            found.append((index, not after))
+    return found
+
+
+def _read_all(args: argparse.Namespace, work: Path) -> list[Read]:
+    """The shards of `--texts` sentences, and one of questions whose templates are never trained on; the missing ones are read."""
+    shards = args.texts // SHARD
+    files = [work / f"read-{args.seed}-{index:03}.npz" for index in range(shards)] + [work / f"unseen-{args.seed}.npz"]
+    missing = [file for file in files if not file.exists()]
+    if missing:
+        texts = said(max(shards * SHARD, POOL), args.seed)
+        unseen = Random(f"unseen {args.seed}")
+        groups = [texts[index * SHARD : (index + 1) * SHARD] for index in range(shards)]
+        groups.append([_as_heard(asked.text, unseen) for asked in questions(SHARD, args.seed, "held out")])
+        reader = Reader()
+        began = time.monotonic()
+        for done, file in enumerate(missing):
+            save(file, reader.read(groups[files.index(file)]))
+            left = (time.monotonic() - began) / (done + 1) * (len(missing) - done - 1)
+            print(f"read {done + 1} of {len(missing)} times {SHARD} sentences, {left / 60:.0f} min left", flush=True)
+    return [_load(file) for file in files]
+
+
+class Reader:
+    """The agent's LLM, asked about the words of users."""
+
+    def __init__(self) -> None:
+        profile = load_profile("edge")
+        parts = build_parts(profile)
+        torch.set_num_threads(1)
+        assert isinstance(parts.thinker, Chat)
+        self.chat, self.system = parts.thinker, session_config(profile).response.system_prompt
+        self._context = self.chat.open()
+
+    def read(self, bodies: Sequence[str]) -> Read:
+        """The states after the words of each text, which lacks its final mark."""
+        states, ends, odds = [], [], []
+        for body in bodies:
+            keys = self.chat.render(self.system, [Message("user", body)], open_assistant=False, open_last=True)
+            for _ in self.chat.sync_steps(self._context, keys):
+                pass
+            tokens = self.chat.encode(body)
+            assert keys[-len(tokens) :] == tokens
+            for index, end in places(body, [self.chat.decode([token]) for token in tokens]):
+                state = self._context.buffers.hidden[len(keys) - len(tokens) + index]
+                states.append(state.float().numpy().astype(np.float16))
+                ends.append(end)
+                odds.append(self.chat.ending(state))
+        return Read(Places(np.stack(states), np.array(ends, bool)), np.log(np.maximum(odds, 1e-9)).astype(np.float32))
+
+
+def save(file: Path, read: Read) -> None:
+    """Keep a shard."""
+    part = file.with_suffix(".part.npz")
+    np.savez(part, allow_pickle=False, states=read.places.states, ends=read.places.ends, odds=read.odds)
+    os.replace(part, file)
+
+
+def _load(file: Path) -> Read:
+    with np.load(file, allow_pickle=False) as kept:
+        return Read(Places(kept["states"], kept["ends"]), kept["odds"])
+
+
+def _joined(reads: Sequence[Read]) -> Read:
+    states, ends = (np.concatenate([getattr(one.places, name) for one in reads]) for name in ("states", "ends"))
+    return Read(Places(states, ends), np.concatenate([one.odds for one in reads]))
+
+
+def _tell(epoch: int, loss: float, found: float) -> None:
+    print(f"pass {epoch}, loss {loss:.4f}, {found:.4f} of those kept back told apart (AUC)", flush=True)
+
+
+def _card(args: argparse.Namespace, count: int, told: Sequence[tuple[str, float, float, int]]) -> str:
+    figures = "\n".join(
+        f"* On {n:,} places of {name}: {found:.3f} (area under the curve); the LLM's own odds of a full stop {own:.3f}."
+        for name, found, own, n in told
+    )
+    return f"""# Where the user's sentence ends
+
+Two linear layers on the last state of Qwen2.5-Coder-0.5B-Instruct (int8) after the user's words, fp16; `duplex/sentence_end.py`.
+
+* Made by: `duologue train sentence-end --texts {args.texts} --epochs {args.epochs} --seed {args.seed}` on a CPU
+* Data: {count:,} places after words of built questions, requests, statements and small talk; ends and other places weigh alike.
+{figures}
+* Limits: English; invented sentences as text, without a recogniser's errors. A sentence that is whole may still go on: nobody can tell.
+* Licence: Apache-2.0.
+"""
+
+
+def _draw(path: Path, curve: Sequence[tuple[float, float]]) -> None:
+    """The learning curve; a machine without matplotlib goes without it."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    passes = range(1, len(curve) + 1)
+    axes.plot(passes, [loss for loss, _ in curve], label="loss (nats)")
+    axes.plot(passes, [1 - found for _, found in curve], label="1 - area under the curve, kept back")
+    axes.set(xlabel="pass", yscale="log", title="Where the user's sentence ends")
+    axes.legend()
+    figure.savefig(path, dpi=110)

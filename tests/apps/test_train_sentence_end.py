@@ -1,0 +1,76 @@
+"""Where sentences could break off, and a small training from the command line with the real language model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apps.cli import main
+from apps.train_sentence_end import Read, Reader, places, said, save
+from duplex.sentence_end import SentenceEnd
+from duplex.sentence_end_training import Places
+
+WORD = st.text("abcdefgXYZ019'", min_size=1, max_size=6).filter(lambda word: word[-1] != "'")
+
+
+@given(st.lists(st.tuples(WORD, st.sampled_from(["", ",", ".", "?"])), min_size=1, max_size=8), st.data())
+def test_a_text_may_break_off_after_every_word_and_ends_once(said_words: list[tuple[str, str]], data: st.DataObject) -> None:
+    body = " ".join(word + mark for word, mark in said_words).rstrip(",.?")
+    pieces = re.findall(r" ?[A-Za-z0-9']+|[,.?]", body)  # as the LLM's tokenizer keeps words apart from marks
+    split = [part for piece in pieces for part in _cut(piece, data)]
+    found = places(body, split)
+    assert [end for _, end in found].count(True) == 1 and found[-1] == (len(split) - 1, True)
+    told = ["".join(split[: index + 1]) for index, _ in found]
+    inner = [mark for _, mark in said_words[:-1]]
+    assert len(told) == 1 + sum(mark not in (".", "?") for mark in inner)
+    assert all(body.startswith(text) and text[-1] not in " ,.?" for text in told)
+
+
+def _cut(piece: str, data: st.DataObject) -> list[str]:
+    at = data.draw(st.integers(0, len(piece)))
+    return [part for part in (piece[:at], piece[at:]) if part]
+
+
+def test_texts_are_drawn_anew_for_each_seed_and_end_without_a_mark() -> None:
+    texts = said(60, 3)
+    assert texts == said(60, 3) and texts != said(60, 4)
+    assert all(text[-1] not in " .?!" and "|" not in text and "{" not in text for text in texts)
+
+
+def test_asking_what_it_costs_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "sentence-end", "--dry-run", "--work", str(tmp_path / "w")]) == 0
+    assert "min of reading" in capsys.readouterr().out and not (tmp_path / "w").exists()
+
+
+def test_too_few_texts_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "sentence-end", "--texts", "10"]) != 0
+    assert "at least 400 texts" in capsys.readouterr().err
+
+
+def read(seed: int) -> Read:
+    rng = np.random.default_rng(seed)
+    states = rng.normal(0, 1, (400, 32)).astype(np.float16)
+    return Read(Places(states, states[:, 0] > 0.8), rng.normal(-3, 1, 400).astype(np.float32))
+
+
+def test_what_was_read_is_learnt_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, name in enumerate(("read-0-000", "read-0-001", "read-0-002", "unseen-0")):
+        save(tmp_path / f"{name}.npz", read(seed))
+    out = tmp_path / "made" / "head.safetensors"
+    assert main(["train", "sentence-end", "--texts", "600", "--work", str(tmp_path), "--out", str(out), "--epochs", "200"]) == 0
+    told = re.findall(r"places: (0\.\d+) \(AUC\); the LLM's own odds (0\.\d+)", capsys.readouterr().out)
+    assert [float(found) > 0.9 > float(own) for found, own in told] == [True, True]
+    assert SentenceEnd.load(out).hidden == 32
+    card = out.with_suffix(".md").read_text()
+    assert "400 places of questions of unseen templates" in card and "--texts 600" in card
+
+
+def test_a_language_model_reads_each_text_once(edge_weights: dict[str, Path]) -> None:
+    read = Reader().read(["Sorry, could you say that again", "what time is it"])
+    assert read.places.states.shape == (10, 896) and read.places.ends.tolist() == [False] * 5 + [True] + [False] * 3 + [True]
+    assert read.odds[5] > read.odds[4] and read.odds[9] > read.odds[8]
