@@ -15,7 +15,7 @@ from agent.sampling import Sampler, SamplingConfig
 from agent.thinker import Context, Step, Thinker
 from agent.tool_calls import CLOSE, OPEN
 from duplex.errors import ConfigError
-from duplex.sentence_end import SentenceEnd
+from duplex.predictor_sentence_end import SentenceEnd
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from decoders.bridge_voice import BridgeConfig, BridgeVoice
 from decoders.voice import Voice
 from duplex.errors import ConfigError
 from duplex.predictor_choice import PredictorConfig, choose_predictor
-from duplex.sentence_end import SentenceEnd
+from duplex.predictor_sentence_end import SentenceEnd
 from encoders.ears import Ears
 from encoders.whisper_ears import EarsConfig, WhisperEars
 

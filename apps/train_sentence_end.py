@@ -29,10 +29,10 @@ from agent.profiles import load_profile
 from apps.train_corpus_questions import questions
 from apps.train_projector_texts import templates, tidy
 from duplex.errors import ConfigError, OutputError
+from duplex.predictor_sentence_end import WEIGHTS
+from duplex.predictor_sentence_end_training import HeadTraining, Places, scores, train_head
 from duplex.scenario_probe import area
 from duplex.scenario_texts import FILLERS, choose, sentences
-from duplex.sentence_end import WEIGHTS
-from duplex.sentence_end_training import HeadTraining, Places, scores, train_head
 
 SHARD = 200  # texts per file
 POOL = 4000  # so many texts are drawn at least, so that more of them begin with the same ones
@@ -206,7 +206,7 @@ def _card(args: argparse.Namespace, count: int, told: Sequence[tuple[str, float,
     )
     return f"""# Where the user's sentence ends
 
-Two linear layers on the last state of Qwen2.5-Coder-0.5B-Instruct (int8) after the user's words, fp16; `duplex/sentence_end.py`.
+Two linear layers on the last state of Qwen2.5-Coder-0.5B-Instruct (int8) after the user's words, fp16; `duplex/predictor_sentence_end.py`.
 
 * Made by: `duologue train sentence-end --texts {args.texts} --epochs {args.epochs} --seed {args.seed}` on a CPU
 * Data: {count:,} places after words of built questions, requests, statements and small talk; ends and other places weigh alike.

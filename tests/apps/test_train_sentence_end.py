@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from apps.cli import main
 from apps.train_sentence_end import Read, Reader, places, said, save
-from duplex.sentence_end import SentenceEnd
-from duplex.sentence_end_training import Places
+from duplex.predictor_sentence_end import SentenceEnd
+from duplex.predictor_sentence_end_training import Places
 
 WORD = st.text("abcdefgXYZ019'", min_size=1, max_size=6).filter(lambda word: word[-1] != "'")
 

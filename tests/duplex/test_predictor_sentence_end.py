@@ -13,8 +13,8 @@ from agent.chat import Chat
 from agent.chat_template import Message
 from agent.thinker import Thinker
 from duplex.errors import ConfigError, WeightsError
-from duplex.sentence_end import WEIGHTS, SentenceEnd
-from duplex.sentence_end_training import HeadTraining, Places, scores, train_head
+from duplex.predictor_sentence_end import WEIGHTS, SentenceEnd
+from duplex.predictor_sentence_end_training import HeadTraining, Places, scores, train_head
 
 WIDTH = 64
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from duplex.predictor_sentence_end import SentenceEnd
 from duplex.scenario_probe import area
-from duplex.sentence_end import SentenceEnd
 
 
 @dataclass(frozen=True, slots=True)
