@@ -135,7 +135,7 @@ class RulePredictor:
         if known.voiced:
             return TickDecision()
         needed = self.needed_silence_s(None, known)
-        goes_on = (needed - c.complete_s) / (c.incomplete_s - c.complete_s) if known.transcript_fresh else 0.0
+        goes_on = going_on(known, needed, c.complete_s, c.incomplete_s)
         silence = known.silence_s
         if silence < c.speculate_s:
             return TickDecision(respond=0.5 * silence / c.speculate_s * 0.99, goes_on=goes_on)
@@ -175,3 +175,10 @@ class RulePredictor:
         if not known.transcript or listening or grunt:
             return TickDecision(backchannel=0.9)
         return TickDecision(yield_=0.9)
+
+
+def going_on(known: TickInput, needed_s: float, complete_s: float, incomplete_s: float) -> float:
+    """P(the user goes on), in [0, 1]: where the silence that these words need lies between the shortest and the longest."""
+    if not known.transcript_fresh or incomplete_s <= complete_s:
+        return 0.0
+    return min(max((needed_s - complete_s) / (incomplete_s - complete_s), 0.0), 1.0)

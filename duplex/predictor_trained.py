@@ -15,7 +15,7 @@ import torch
 
 from duplex.checkpoint import fill, read_tensors
 from duplex.errors import ConfigError, WeightsError
-from duplex.predictor import RuleConfig, RulePredictor, TickDecision, TickInput
+from duplex.predictor import RuleConfig, RulePredictor, TickDecision, TickInput, going_on
 from duplex.predictor_features import FeatureState, Heard, log_odds, sound_features, state_features
 from duplex.predictor_net import FloorNet, NetConfig, NetState
 from duplex.scenario import KEEP, RESPOND, YIELD
@@ -147,7 +147,7 @@ class TrainedPredictor:
         if known.voiced:
             return TickDecision()
         needed, silence = self.needed_silence_s(state, known), known.silence_s
-        goes_on = (needed - c.complete_s) / (c.incomplete_s - c.complete_s) if known.transcript_fresh else 0.0
+        goes_on = going_on(known, needed, c.complete_s, c.incomplete_s)
         prepare = c.speculate_s if needed < 0.7 * c.incomplete_s else needed / 2
         if silence < prepare:
             return TickDecision(respond=0.49 * silence / prepare, goes_on=goes_on)

@@ -54,6 +54,12 @@ def test_a_turn_that_surely_goes_on_is_told() -> None:
     assert rules.tick(None, known(transcript_fresh=False, silence_s=0.3)).goes_on == 0.0
 
 
+def test_one_silence_for_every_turn_is_allowed_and_tells_nothing() -> None:
+    rules = RulePredictor(RuleConfig(complete_s=0.7, statement_s=0.7, incomplete_s=0.7))
+    assert rules.tick(None, known(silence_s=0.3)).goes_on == 0.0
+    assert rules.tick(None, known(silence_s=0.7)).respond >= 0.8
+
+
 @given(st.floats(0, 5), st.floats(0, 5), st.booleans(), st.booleans(), st.text(max_size=30), st.booleans(), st.floats(0, 1))
 def test_probabilities_are_probabilities(
     silence_s: float, voiced_s: float, voiced: bool, agent_speaking: bool, transcript: str, transcript_fresh: bool, hum: float
