@@ -71,6 +71,8 @@ def test_what_was_read_is_learnt_from(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_language_model_reads_each_text_once(edge_weights: dict[str, Path]) -> None:
-    read = Reader().read(["Sorry, could you say that again", "what time is it"])
+    reader = Reader()
+    assert reader.chat._sentence_end is None, "the head that is to be taught is not needed for teaching it"
+    read = reader.read(["Sorry, could you say that again", "what time is it"])
     assert read.places.states.shape == (10, 896) and read.places.ends.tolist() == [False] * 5 + [True] + [False] * 3 + [True]
     assert read.odds[5] > read.odds[4] and read.odds[9] > read.odds[8]
