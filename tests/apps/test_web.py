@@ -174,10 +174,10 @@ TURNS = (clips("long_questions")[0], clips("interruptions")[0], clips("questions
 
 
 def three_turns(path: Path) -> Path:
-    """A request, an interruption three and a half seconds after it, and a last question after a while, as a microphone."""
+    """A request, an interruption five and a half seconds after it, when even a slow machine has said some words, and a last question."""
     silence = lambda seconds: np.zeros(round(seconds * 16000), np.float32)  # noqa: E731
     request, interruption, question = (clip.samples() for clip in TURNS)
-    sound = np.concatenate([silence(1.0), request, silence(3.5), interruption, silence(8.0), question])
+    sound = np.concatenate([silence(1.0), request, silence(5.5), interruption, silence(8.0), question])
     return write_microphone(path, sound, 16000)
 
 
