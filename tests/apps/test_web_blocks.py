@@ -43,8 +43,8 @@ def test_the_page_shows_a_conversation(server: tuple[ScriptedRealtime, str], tmp
         scripted.send({"type": "duologue.voice", "active": True, "at_ms": 200})
         transcript = {"type": "conversation.item.input_audio_transcription.delta", "item_id": "u1", "delta": ""}
         scripted.send({**transcript, "transcript": "What do trees"}, {**transcript, "transcript": "What do bees"})
-        assert log.locator(".interim").text_content() == "What do bees"
-        assert page.get_by_role("status").first.text_content() == "You speak."
+        page.wait_for_function("document.querySelector('.interim')?.textContent === 'What do bees'")
+        page.wait_for_function("document.querySelector('.status').textContent === 'You speak.'")
         scripted.send({"type": "duologue.voice", "active": False, "at_ms": 900})
         scripted.send({**transcript, "type": transcript["type"].replace("delta", "completed"), "transcript": "What do bees make?"})
         page.wait_for_function("document.querySelector('.turn.user').textContent.includes('make?')")
@@ -69,8 +69,8 @@ def test_the_page_shows_a_conversation(server: tuple[ScriptedRealtime, str], tmp
         page.wait_for_selector(".turn.agent s")
         assert log.locator("s").text_content() == " and wax, and a lot of noise."
         assert "after 0.64 s" in log.inner_text() and "silent after 0.17 s" in log.inner_text() and "mm-hm" in log.inner_text()
+        page.wait_for_function("document.querySelector('.figures').textContent.includes('1 answer, the last after 0.64 s')")
         assert page.locator("svg .response").count() == 1 and page.locator("svg .stop").count() == 1
-        assert "1 answer, the last after 0.64 s" in page.locator(".figures").inner_text()
         acks = scripted.of("duologue.playback.ack")
         assert acks and all(ack["item_id"] == "a1" for ack in acks)
         assert [ack["played_ms"] for ack in acks] == sorted(ack["played_ms"] for ack in acks)
