@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
 from apps.bench_voice_parts import codes_of, costs, offline, stream_lines, streamed, watched
 from apps.bench_voice_stream import Thought, chunked
 from decoders.edge_voice import EdgeVoice
+from tests.clock import Clock
 from tests.decoders.test_edge_voice import WORDS
 from tests.decoders.test_edge_voice import voice as voice  # a fixture
 
@@ -46,10 +45,13 @@ def test_time_is_told_by_part_and_the_parts_are_left_as_they_were(voice: EdgeVoi
     assert voice.token2wav.flow.step == before
 
 
-def test_what_a_method_spends_is_counted() -> None:
+def test_what_a_method_spends_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("apps.bench_voice_parts.time", clock)
+
     class Sleeper:
         def rest(self) -> int:
-            time.sleep(0.02)
+            clock.sleep(0.02)
             return 3
 
     sleeper = Sleeper()

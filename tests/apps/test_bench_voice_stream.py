@@ -17,6 +17,7 @@ from apps.bench_voice_clock import joins_told, starts, steady_line
 from apps.bench_voice_stream import chunked, clicks, elsewhere, spectral_steps, start, steady
 from decoders.voice import Speech
 from duplex.audio import AGENT_RATE_HZ, Samples
+from tests.clock import Clock
 
 RNG = np.random.default_rng(0)
 
@@ -48,6 +49,14 @@ class Timed:
         if silent:
             sound[: round(self.silence_s * AGENT_RATE_HZ)] = 0.0
         return Speech(sound, ())
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the voices here and of what measures them."""
+    clock = Clock()
+    for module in ("apps.bench_voice_stream", __name__):
+        monkeypatch.setattr(f"{module}.time", clock)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch
 
 from apps import train_flow
 from decoders import flow_voice
+from decoders.flow_trainer import FlowTrainer
 from decoders.flow_voice import VOICE
 from decoders.speech_tokenizer import LEVELS, SpeechTokenizer, SpeechTokenizerConfig
 from decoders.teacher import Taught
 from duplex.errors import ConfigError, InputError
+from tests.decoders.test_flow_trainer import clock
 
 SMALL = dataclasses.replace(
     VOICE,
@@ -45,6 +48,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tokenizer.save(tmp_path / "tokenizer.safetensors")
     monkeypatch.setattr(train_flow, "latents_and_codes", taught)
     monkeypatch.setattr(train_flow.VitsNet, "load", lambda *given: None)
+    monkeypatch.setattr(FlowTrainer, "run", partialmethod(FlowTrainer.run, clock=clock()))  # both parts have steps on any machine
     return tmp_path
 
 

@@ -15,15 +15,15 @@ def test_it_writes_weights_card_and_curve_and_goes_on(tmp_path: Path, capsys: py
     work, out = tmp_path / "work", tmp_path / "out" / "voice_lm.safetensors"
     voice_replies.write(work, replies=20)
     small = ["--device", "cpu", "--layers", "2", "--width", "64", "--length", "256", "--work", str(work), "--out", str(out)]
-    assert main(["train", "voice-lm", "--minutes", "0.05", *small]) == 0
+    assert main(["train", "voice-lm", "--minutes", "9", "--passes", "2", *small]) == 0
     said = capsys.readouterr().out
     assert "It may be stopped and run again" in said and "with hidden states" in said
     assert pointer_lm_weights.load(out).config.width == 64
-    assert "--minutes 0.05 --passes 8 --stage joint" in out.with_suffix(".md").read_text()
+    assert "--minutes 9 --passes 2 --stage joint" in out.with_suffix(".md").read_text()
     assert out.with_suffix(".png").stat().st_size > 1000
-    assert main(["train", "voice-lm", "--minutes", "0.03", "--stage", "hidden", *small]) == 0
+    assert main(["train", "voice-lm", "--minutes", "9", "--passes", "2", "--stage", "hidden", *small]) == 0
     assert "--stage hidden" in out.with_suffix(".md").read_text()
-    assert main(["train", "voice-lm", "--minutes", "0.03", "--no-hidden", "--seed", "1", *small]) == 0
+    assert main(["train", "voice-lm", "--minutes", "9", "--passes", "2", "--no-hidden", "--seed", "1", *small]) == 0
     assert "with hidden states" not in out.with_suffix(".md").read_text()
 
 

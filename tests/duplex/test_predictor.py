@@ -83,9 +83,9 @@ def test_a_tick_is_cheap() -> None:
 
 
 def _timed(rules: RulePredictor, tick: TickInput) -> float:
-    began = time.perf_counter()
+    began = time.thread_time()
     rules.tick(None, tick)
-    return time.perf_counter() - began
+    return time.thread_time() - began
 
 
 def test_wrong_settings_say_what_to_change() -> None:

@@ -80,9 +80,9 @@ def test_a_frame_costs_well_below_a_third_of_a_millisecond():
     mel.feed(state, noise(3200))
     costs = []
     for _ in range(200):
-        start = time.perf_counter()
+        start = time.thread_time()
         mel.feed(state, frame)
-        costs.append(time.perf_counter() - start)
+        costs.append(time.thread_time() - start)
     assert sorted(costs)[20] < 0.3e-3  # a low percentile: other processes share the machine
 
 
