@@ -38,7 +38,9 @@ async def test_conversations_share_the_worker_and_one_above_the_limit_is_refused
                 return [e.heard async for e in events if isinstance(e, ResponseEnded)]
 
         running = [asyncio.create_task(converse()) for _ in range(2)]
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(30):
+            while place.places_taken < 2:  # noqa: ASYNC110  (nothing tells of it)
+                await asyncio.sleep(0.01)
         with pytest.raises(HostFull, match="2 places"):
             await converse()
         assert await asyncio.gather(*running) == [["Hi."], ["Hi."]]

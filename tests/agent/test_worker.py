@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -42,20 +43,20 @@ async def test_listening_goes_before_speculation() -> None:
 
 async def test_a_lane_runs_one_job_at_a_time_and_lanes_run_side_by_side() -> None:
     worker = Worker(2)
-    running, most, lock = 0, 0, threading.Lock()
+    running, most, lock, pair = 0, 0, threading.Lock(), threading.Barrier(2)
 
-    def job() -> None:
+    def job(work: Callable[..., object], seconds: float) -> None:
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.02)
+        work(seconds)
         with lock:
             running -= 1
 
-    await asyncio.gather(*(worker.run(Priority.THINK, "same", job) for _ in range(5)))
+    await asyncio.gather(*(worker.run(Priority.THINK, "same", job, time.sleep, 0.02) for _ in range(5)))
     assert most == 1
-    await asyncio.gather(*(worker.run(Priority.THINK, f"lane{i}", job) for i in range(6)))
+    await asyncio.gather(*(worker.run(Priority.THINK, f"lane{i}", job, pair.wait, 30) for i in range(6)))  # each waits for another
     assert most == 2
     worker.close()
 
@@ -83,7 +84,7 @@ def test_virtual_time_passes_in_jumps() -> None:
 
     began = time.perf_counter()
     assert run_virtual(main()) == pytest.approx(3600)
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 60  # of an hour
 
 
 def test_virtual_jobs_cost_what_they_cost_and_share_the_servers() -> None:
