@@ -98,7 +98,8 @@ async def test_what_the_client_played_is_what_was_heard() -> None:
         async with talk(server) as talking:
             talking.say(tone(STORY))
             started = await talking.until("response.output_item.added")
-            await asyncio.sleep(1.5)
+            while sound_s(talking.events) < 1.5:
+                await talking.until("response.output_audio.delta")
             ack = {"type": "duologue.playback.ack", "item_id": started.item.id, "played_ms": 260}
             await talking.connection._connection.send(json.dumps(ack))
             await talking.connection.response.cancel()
@@ -119,10 +120,19 @@ async def test_a_response_may_be_text_for_once_and_levels_are_told_when_asked_fo
     assert levels.user_db < -60
 
 
+def sound_of(events: list[Any]) -> np.ndarray:
+    """[n] samples of all the sound that came."""
+    return np.frombuffer(b"".join(base64.b64decode(e.delta) for e in events if e.type == "response.output_audio.delta"), "<i2")
+
+
+def sound_s(events: list[Any]) -> float:
+    """How much sound came."""
+    return len(sound_of(events)) / 24_000
+
+
 def pitch(events: list[Any]) -> float:
     """Hz of all the sound that came."""
-    sound = b"".join(base64.b64decode(e.delta) for e in events if e.type == "response.output_audio.delta")
-    return float(np.abs(np.fft.rfft(np.frombuffer(sound, "<i2"))).argmax()) * 24_000 / (len(sound) // 2)
+    return float(np.abs(np.fft.rfft(sound_of(events))).argmax()) / sound_s(events)
 
 
 PATIENT = {"input": {"turn_detection": {"type": "server_vad", "silence_duration_ms": 8000}}}

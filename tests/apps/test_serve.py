@@ -150,6 +150,7 @@ def test_figures_tell_what_happened() -> None:
     with served(doubles(PHRASES, ["Paris is."]), max_sessions=1) as server:
         assert get(f"{server.http}/readyz") == (200, "ready")
         with connect(server.ws) as socket:
+            assert json.loads(socket.recv(timeout=30))["type"] == "session.created"  # only now has it its place
             socket.send("nonsense")
             socket.send(json.dumps({"type": "input_audio_buffer.append", "audio": b64(tone(QUESTION))}))
             assert get(f"{server.http}/readyz") == (503, "full")
