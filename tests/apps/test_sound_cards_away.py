@@ -22,6 +22,7 @@ from duplex.resample import resample
 from tests.apps.fake_sound_cards import FakeCards, device, lag_ms, open_fake_fixture, silence, talk  # noqa: F401
 from tests.apps.test_sound_cards import CLIENT
 from tests.apps.virtual_sound import Pulse, best_match, pulse_fixture, sound_in, speechlike  # noqa: F401
+from tests.waiting import until
 
 # -- a scripted PortAudio ---------------------------------------------------------------------------------------------------------
 
@@ -35,11 +36,15 @@ def noting(cards: SoundCards) -> tuple[list[str], list[int]]:
 
 
 async def wait_for_it(fake: FakeCards, cards: SoundCards, away_ms: int) -> None:
-    """Ask for a frame in vain while the devices are away."""
+    """Ask for a frame in vain while the devices are away, and were looked for in vain."""
     receiving = asyncio.ensure_future(cards.receive())
+    looked = fake.rescans
     for _ in range(away_ms // 10):
         fake.now_s += 0.01
         await asyncio.sleep(0.001)
+    async with asyncio.timeout(30):
+        while fake.rescans < looked + 2:  # noqa: ASYNC110  (on threads, which a busy machine lets wait)
+            await asyncio.sleep(0.001)
     assert not receiving.done()
     receiving.cancel()
     await asyncio.gather(receiving, return_exceptions=True)
@@ -99,11 +104,12 @@ async def test_a_device_that_stays_away_ends_the_talk_and_says_which(open_fake: 
     await talk(fake, cards, 50, silence)
     fake.unplug()
     receiving = asyncio.ensure_future(cards.receive())
-    for _ in range(400):
-        fake.now_s += 0.01
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(30):
+        while not receiving.done():  # the three seconds begin once both are closed, on threads
+            fake.now_s += 0.01
+            await asyncio.sleep(0.001)
     with pytest.raises(DeviceError, match=r"stopped answering, and did not come back within 3 s"):
-        await asyncio.wait_for(receiving, 30)
+        receiving.result()
     assert await cards.receive() is None
 
 
@@ -117,6 +123,7 @@ async def test_closing_while_a_device_is_away_ends_the_waiting(open_fake: Any) -
     assert not receiving.done()
     await cards.close()
     assert await asyncio.wait_for(receiving, 30) is None
+    await asyncio.to_thread(until, lambda: "sound" not in [thread.name for thread in threading.enumerate()])  # a last look ends
     tries = fake.tries
     await asyncio.sleep(0.1)
     assert fake.tries == tries

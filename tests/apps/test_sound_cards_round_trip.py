@@ -19,6 +19,7 @@ import pytest
 
 from duplex.audio import Samples
 from tests.apps.virtual_sound import Pulse, pulse_fixture  # noqa: F401
+from tests.waiting import until
 
 EVERY_S = 0.25
 ECHOING = """
@@ -78,6 +79,7 @@ def round_trips_ms(pulse: Pulse, count: int) -> tuple[list[float], str]:
     assert program.stdout is not None
     assert program.stdout.readline().strip() == "READY"
     near, far = Listener(pulse, "micfeed.monitor"), Listener(pulse, "spk.monitor")
+    until(lambda: near.parts and far.parts)
     time.sleep(0.5)
     clicks = np.zeros(round(count * EVERY_S * pulse.rate), np.float32)
     burst = 0.5 * np.sin(2 * np.pi * 1_000 * np.arange(pulse.rate // 50) / pulse.rate)

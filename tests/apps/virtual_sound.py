@@ -23,6 +23,7 @@ import pytest
 from agent import weight_cache
 from duplex.audio import Samples
 from duplex.resample import resample
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,13 +59,11 @@ class Pulse:
             modules.append(f"module-loopback source=spk.monitor sink=micfeed latency_msec={self.loop_ms}")
         loads = [part for module in modules for part in ("-L", module)]
         self.server = self.start("pulseaudio", "-n", "--daemonize=no", "--exit-idle-time=-1", *loads)
-        for _ in range(100):
-            if self.control("set-default-source", "virtmic"):
-                break
-            time.sleep(0.05)
+        until(lambda: self.control("set-default-source", "virtmic"))
         assert self.control("set-default-sink", "spk")
         for sink in ("spk", "micfeed"):  # a null sink that sleeps gives a gap of a second when it wakes
             self.play(sink, Path("/dev/zero"))
+        until(lambda: self.states("sinks") == ["RUNNING", "RUNNING"])
         time.sleep(1)
 
     def kill(self) -> None:
@@ -74,6 +73,11 @@ class Pulse:
 
     def control(self, *words: str) -> bool:
         return subprocess.run(["pactl", *words], env=self.env, capture_output=True, check=False).returncode == 0
+
+    def states(self, kind: str) -> list[str]:
+        """RUNNING, IDLE or SUSPENDED, of each of the "sinks" or "sources"."""
+        told = subprocess.run(["pactl", "list", "short", kind], env=self.env, capture_output=True, text=True, check=False).stdout
+        return [line.split("\t")[-1] for line in told.splitlines()]
 
     def python(self, code: str, *words: object, **options: Any) -> subprocess.Popen[str]:
         """A program that talks through the devices; its stdout is a pipe of text."""
