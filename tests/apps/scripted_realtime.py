@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI, Response, WebSocket, WebSocketDisconnect
 
 from duplex.audio import Samples
+from tests.waiting import until
 
 
 def free_port() -> int:
@@ -33,15 +34,12 @@ def running(app: FastAPI, port: int) -> Iterator[str]:
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 20
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert server.started, "the test server did not start"
+    until(lambda: server.started)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(30)
 
 
 @dataclass
@@ -122,7 +120,4 @@ class ScriptedRealtime:
 
     def wait_for(self, condition: Callable[[], object], timeout_s: float = 30.0) -> None:
         """Until the condition holds; fails after the time."""
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline, "what the test waited for did not come"
-            time.sleep(0.02)
+        until(condition, timeout_s)

@@ -96,8 +96,8 @@ def test_settings_are_sent_when_they_change(server: tuple[ScriptedRealtime, str]
         scripted.wait_for(lambda: scripted.of("session.update")[-1]["session"]["instructions"] == "You are a pirate.")
         page.get_by_label("Voice").click()
         page.get_by_role("option", name="amy").click()
-        scripted.wait_for(lambda: scripted.of("session.update")[-1]["session"]["audio"]["output"] == {"voice": "amy"})
-        assert scripted.of("session.update")[-1]["session"]["audio"]["input"]["turn_detection"]["eagerness"] == "high"
+        audio = {"input": {"turn_detection": {"type": "semantic_vad", "eagerness": "high"}}, "output": {"voice": "amy"}}
+        scripted.wait_for(lambda: scripted.of("session.update")[-1]["session"]["audio"] == audio)
         assert page.get_by_label("Profile").is_disabled()
 
 
@@ -131,6 +131,7 @@ def test_a_profile_is_chosen_with_its_voices_and_its_prompt(tmp_path: Path) -> N
         scripted.wait_for(lambda: len(scripted.of("session.update")) > count)
         choose(page, "Profile", "edge")
         page.wait_for_function("document.querySelector('.transcript').textContent.includes('You still talk with minmo-7b.')")
+        page.wait_for_function("window.duologueSettings.profile === 'edge' && window.duologueSettings.voice === 'default'")
         assert scripted.of("session.update")[-1]["session"]["audio"]["output"] == {"voice": "amy"}, (
             "of the other profile nothing is sent"
         )

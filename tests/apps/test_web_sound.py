@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,12 +37,13 @@ def test_an_interruption_silences_the_loudspeaker_at_once(server: tuple[Scripted
         page.get_by_role("button", name="Talk").click()
         scripted.wait_for(lambda: len(scripted.of("input_audio_buffer.append")) > 10)
         scripted.send({"type": "response.output_item.added", "item": {"type": "message", "id": "a1"}})
-        sound = [scripted.packet("a1", tone(300, 4.0))]
+        sound = [scripted.packet("a1", tone(300, 8.0))]
         scripted.send(*sound)
         scripted.wait_for(lambda: scripted.played_ms("a1") > 200)
         scripted.send(*EXCHANGE, *sound)
         page.wait_for_function("duologue.conversation.open === 'u1'")
-        page.wait_for_timeout(500)
+        silent_s = page.evaluate("duologue.conversation.nowS")
+        page.wait_for_function("(from) => duologue.conversation.nowS > from + 0.5", arg=silent_s)
         scripted.send({"type": "response.output_item.added", "item": {"type": "message", "id": "a2"}})
         scripted.send(scripted.packet("a2", tone(500, 0.3)), {"type": "response.output_audio.done", "item_id": "a2"})
         scripted.wait_for(lambda: scripted.played_ms("a2") > 290)
@@ -54,7 +54,7 @@ def test_an_interruption_silences_the_loudspeaker_at_once(server: tuple[Scripted
         breaks = np.flatnonzero(np.diff(loud) > 2400)
         assert len(breaks) == 1, "one answer, silence, one answer"
         first, second = agent[loud[0] : loud[breaks[0]]], agent[loud[breaks[0] + 1] : loud[-1]]
-        assert len(first) < 3.5 * 24000 and strength(first, 300) > 0.9
+        assert len(first) < 7.5 * 24000 and strength(first, 300) > 0.9
         assert 0.28 * 24000 < len(second) < 0.32 * 24000 and strength(second, 500) > 0.9
         assert np.abs(np.diff(agent)).max() < 0.06, "no click: the steepest step of these tones is 0.04"
         assert seen.errors == []
@@ -72,7 +72,8 @@ def test_a_backchannel_of_the_agent_is_played_and_shown_and_is_no_answer(
         sound = scripted.packet("", tone(300, 0.3))["delta"]
         scripted.send({"type": "duologue.agent_backchannel", "at_ms": 900, "text": "Uh-huh.", "audio": sound})
         page.wait_for_function("document.querySelector('.turn.agent')?.textContent.includes('Uh-huh.')")
-        page.wait_for_timeout(1000)
+        page.wait_for_function("duologue.conversation.acks.at(-1).played === 7200")
+        page.wait_for_timeout(500)
         page.get_by_role("button", name="Stop", exact=True).click()
         _, agent, _ = downloaded_recording(page, tmp_path / "conversation.wav")
         loud = np.flatnonzero(np.abs(agent) > 0.02)
@@ -88,10 +89,12 @@ def test_the_answer_can_be_stopped_and_the_microphone_muted(server: tuple[Script
         scripted.send({"type": "response.output_item.added", "item": {"type": "message", "id": "a1"}})
         page.get_by_role("button", name="Stop the answer").click()
         scripted.wait_for(lambda: scripted.of("response.cancel"))
+        scripted.wait_for(lambda: level_db(scripted.microphone()[-12000:]) > -40)
         page.get_by_role("button", name="Mute").click()
+        scripted.wait_for(lambda: level_db(scripted.microphone()[-12000:]) < -80)  # what was on its way has come
         before = len(scripted.microphone())
-        scripted.wait_for(lambda: len(scripted.microphone()) > before + 2 * 24000)
-        assert level_db(scripted.microphone()[before + 24000 :]) < -80, "muted sound is sent as silence: it is the clock"
+        scripted.wait_for(lambda: len(scripted.microphone()) > before + 24000)
+        assert level_db(scripted.microphone()[before:]) < -80, "muted sound is sent as silence: it is the clock"
         page.get_by_label("A message in writing").fill("Hello there")
         page.keyboard.press("Enter")
         scripted.wait_for(lambda: scripted.of("response.create"))
@@ -118,9 +121,10 @@ def test_a_browser_that_does_not_resample_a_microphone(server: tuple[ScriptedRea
         page.get_by_role("button", name="Talk").click()
         scripted.wait_for(lambda: len(scripted.of("input_audio_buffer.append")) > 10)
         assert page.evaluate("duologue.sound.context.sampleRate") != 24000
-        before, began = len(scripted.microphone()), time.monotonic()
-        scripted.wait_for(lambda: len(scripted.microphone()) - before > 3 * 24000)
-        assert 0.6 < 3 / (time.monotonic() - began) < 1.5, "neither half as much sound nor twice"
+        before, began = len(scripted.microphone()), page.evaluate("duologue.sound.context.currentTime")
+        scripted.wait_for(lambda: len(scripted.microphone()) - before > 6 * 24000)
+        took = page.evaluate("duologue.sound.context.currentTime") - began  # on the clock of the sound, as both may be late
+        assert 0.6 < 6 / took < 1.5, "neither half as much sound nor twice"
         scripted.send(scripted.packet("a1", tone(300, 1.0)))
         scripted.wait_for(lambda: scripted.played_ms("a1") > 950)
         page.get_by_role("button", name="Stop", exact=True).click()
