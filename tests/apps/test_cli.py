@@ -139,4 +139,4 @@ def test_a_closed_pipe_is_quiet() -> None:
         assert process.stdout.readline() == "line\n"
         process.stdout.close()
         assert process.stderr.read() == ""
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0

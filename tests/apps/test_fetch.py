@@ -51,7 +51,7 @@ def test_without_any_source_it_says_what_to_do(tmp_path: Path, profile: str, pri
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 4

@@ -153,7 +153,7 @@ async def test_the_command_serves_over_tls_until_it_is_told_to_stop(mosquitto: M
         (kitchen,) = wire.satellites
         words = ("--profile", "tiny", "--host", "localhost", "--port", str(mosquitto.tls_port), "--username", AGENT)
         process = await command(*words, "--tls", "--tls-ca-certs", str(mosquitto.ca), "--site-id", "kitchen")
-        await when(lambda: ("duologue/status", b"online") in wire.log, 60)
+        await when(lambda: ("duologue/status", b"online") in wire.log, 120)
         kitchen.tell("hermes/hotword/x/detected", siteId="kitchen")
         await kitchen.until("sessionStarted", longest_s=30)
         process.send_signal(number)
