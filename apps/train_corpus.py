@@ -32,6 +32,7 @@ from apps.train_corpus_prompts import SAY, Prompts
 from apps.train_corpus_questions import Asked, questions, texts
 from apps.train_corpus_reading import MOST_TOKENS, Item, ItemReader
 from apps.train_corpus_shards import Entry, Shards
+from apps.train_corpus_texts import write_texts
 from duplex.errors import ConfigError, OutputError, WeightsError
 
 SAMPLING = SamplingConfig(temperature=0.8, top_k=50, top_p=0.9)
@@ -55,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--held-out", type=int, default=300, help="replies to held-out questions, kept for `bench voice`")
     parser.add_argument("--pack", type=Path, default=None, metavar="DIR", help="only write what another machine needs, in parts")
     parser.add_argument("--unpack", type=Path, default=None, metavar="DIR", help="only put such parts together again")
+    parser.add_argument(
+        "--texts-only",
+        action="store_true",
+        help="no replies of the LLM, only questions and texts as they are: minutes on a CPU, enough for the tokenizer and the flow",
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say what it will cost")
 
 
@@ -64,6 +70,8 @@ def run_training(args: argparse.Namespace) -> int:
     work = args.work or weight_cache.home() / "train-voice"
     if args.pack or args.unpack:
         return _carry(args, work)
+    if args.texts_only:
+        return write_texts(args, work)
     if args.hours <= 0 or args.shard < 1 or (args.minutes is not None and args.minutes <= 0):
         raise ConfigError("Ask for more than 0 hours and minutes, and shards of 1 reply or more.")
     device = "cuda" if args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available()) else "cpu"

@@ -9,28 +9,26 @@ compares the tokenizer's own decoder, the encoder's mean, the teacher flow and t
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from agent import weight_cache
+from apps.train_flow_speech import KEPT_BACK, make_speech
 from decoders import flow_voice
 from decoders.flow import FlowConfig
 from decoders.flow_judging import Judged, judge
-from decoders.flow_speech import Crops, SpeechStore, store
-from decoders.flow_trainer import DISTIL, FlowTrainer, FlowTrainerConfig, Progress, begin, calm, judged, resume
+from decoders.flow_polish import Polish
+from decoders.flow_speech import Crops
+from decoders.flow_trainer import TEACH, FlowTrainer, FlowTrainerConfig, Progress, begin, calm, judged, resume
 from decoders.flow_voice import VOICE, VoiceFlow
-from decoders.speech_tokenizer import SpeechTokenizer, digits_to_index
-from decoders.teacher import latents_and_codes
+from decoders.speech_tokenizer import SpeechTokenizer
+from decoders.speech_tokenizer_training import SoundDistance
 from decoders.vits_net import VitsNet
 from duplex.errors import ConfigError, InputError, OutputError
 
-KEPT_BACK = 50  # one reply in so many
-HELD_CODES = 80  # of a reply that is kept back, from its beginning
-MOST_HELD = 96
 STEPS = (1, 2, 4, 10)
 BYTES_PER_HOUR = 86.13 * 3600 * flow_voice.CHANNELS * 2
 
@@ -41,12 +39,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, default=None, help="folder of replies, tokenizer and checkpoints")
     parser.add_argument("--hours", type=float, default=40.0, help="most speech to learn from (default: 40)")
     parser.add_argument("--minutes", type=float, default=4.0, help="of training, the making of speech not counted (default: 4)")
-    parser.add_argument("--distil", type=float, default=usual.distil_share, help="share of them for few steps (default: 0.4)")
+    parser.add_argument("--distil", type=float, default=usual.distil_share, help="share of them for few steps (default: 0.3)")
+    parser.add_argument("--polish", type=float, default=usual.polish_share, help="share of them for the sound (default: 0.2)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.7, help="deviation of the noise that the sound is made from (default: 0.7)"
+    )
     parser.add_argument("--rows", type=int, default=usual.rows, help="crops of a step (default: 128)")
     parser.add_argument("--length", type=int, default=usual.length, help="codes of a crop (default: 56)")
     parser.add_argument("--steps", type=int, default=VOICE.steps, help="steps that the file asks for (default: 1)")
     parser.add_argument("--device", default=None, help="cuda or cpu (default: cuda where there is one)")
+    parser.add_argument("--threads", type=int, default=1, help="of a CPU; no more than there are idle cores (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
+    parser.add_argument("--rate", type=float, default=usual.rate, help="highest learning rate (default: 0.001)")
+    parser.add_argument("--polish-rate", type=float, default=usual.polish_rate, help="the same in the last part (default: 5e-05)")
+    parser.add_argument("--start", type=Path, default=None, metavar="FILE", help="begin with these weights instead of random ones")
     parser.add_argument("--resume", action="store_true", help="go on from the work folder's checkpoint")
     parser.add_argument(
         "--out", type=Path, default=flow_voice.WEIGHTS, help="where the weights go; card and picture lie beside them"
@@ -60,7 +66,10 @@ def run_training(args: argparse.Namespace, sizes: FlowConfig = VOICE) -> int:
         raise ConfigError("Give more than 0 hours, more than 0 minutes and at least 1 step.")
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     work = args.work or weight_cache.home() / "train-voice"
-    config = FlowTrainerConfig(60 * args.minutes, args.distil, args.rows, args.length, seed=args.seed)
+    shares, crops = (args.distil, args.polish), (args.rows, args.length)
+    config = FlowTrainerConfig(60 * args.minutes, *shares, *crops, args.rate, polish_rate=args.polish_rate, seed=args.seed)
+    if device.type == "cpu":  # where judging takes as long as ten steps
+        config = dataclasses.replace(config, tell_s=150.0, save_s=150.0)
     activations = args.rows * args.length * 0.8e-3  # GB; in fp32 0.63 MB of a code are kept for the gradients
     print(
         f"{args.minutes:g} min of training on {device.type}, after the making of up to {args.hours:g} h of speech (about a second each "
@@ -71,7 +80,7 @@ def run_training(args: argparse.Namespace, sizes: FlowConfig = VOICE) -> int:
     if args.dry_run:
         return 0
     if device.type == "cpu":
-        torch.set_num_threads(1)
+        torch.set_num_threads(args.threads)
     else:
         torch.set_float32_matmul_precision("high")
         torch.backends.cuda.enable_cudnn_sdp(False)  # makes a plan for every shape, and knows no gradient of a bias
@@ -84,10 +93,18 @@ def run_training(args: argparse.Namespace, sizes: FlowConfig = VOICE) -> int:
     speech, held = make_speech(shards, tokenizer, args.hours, device)
     print(f"{len(speech) * 4 / 86.13 / 3600:.2f} h of speech after {time.monotonic() - began:.0f} s", flush=True)
     checkpoint = work / "flow.pt"
-    trainer = resume(checkpoint, sizes, config, device) if args.resume and checkpoint.exists() else begin(sizes, config, device)
+    if args.resume and checkpoint.exists():
+        trainer = resume(checkpoint, sizes, config, device)
+    else:
+        start = flow_voice.load(args.start).flow if args.start else None
+        trainer = begin(sizes, config, device, start)
     try:
-        trainer.run(speech, held, checkpoint, _tell)
-        temperature = calm(trainer.average, held, args.steps, spans=trainer.part == DISTIL)
+        polish = None
+        if config.polish_share:
+            teacher = VitsNet.load(work / "teacher.safetensors", device)
+            polish = Polish(SoundDistance(teacher, device), mean, deviation, args.temperature)
+        trainer.run(speech, held, checkpoint, polish, _tell)
+        temperature = args.temperature if polish else calm(trainer.average, held, args.steps, spans=trainer.part != TEACH)
         table = report(trainer, tokenizer, held, temperature)
         print("\n" + table, flush=True)
         shipped = VoiceFlow(trainer.average, mean, deviation)
@@ -100,38 +117,6 @@ def run_training(args: argparse.Namespace, sizes: FlowConfig = VOICE) -> int:
     return 0
 
 
-def make_speech(shards: list[Path], tokenizer: SpeechTokenizer, hours: float, device: torch.device) -> tuple[SpeechStore, Crops]:
-    """Speech of the shards, up to so many hours, and the beginnings of replies that are kept back."""
-    teacher = VitsNet.load(shards[0].parent.parent / "teacher.safetensors", device)
-    mean, deviation = tokenizer.mean.float(), tokenizer.deviation.float()
-    back: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def parts() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        made = 0.0
-        for shard in shards:
-            taught = latents_and_codes(shard, device, teacher, tokenizer)
-            counts = taught.code_offsets.diff().to(device)
-            every = min(KEPT_BACK, len(counts))
-            chosen = torch.arange(len(counts), device=device) % every == every - 1
-            codes = digits_to_index(taught.codes)
-            latents = taught.latents.reshape(len(codes), -1, taught.latents.shape[1])
-            hidden = chosen.repeat_interleave(counts)
-            if len(back) * KEPT_BACK < 4000:
-                back.append((codes[hidden], latents[hidden].flatten(0, 1), counts[chosen]))
-            yield codes[~hidden], latents[~hidden].flatten(0, 1), counts[~chosen]
-            made += taught.hours()
-            if made >= hours:
-                return
-
-    try:
-        speech = store(parts(), mean, deviation)
-        kept_back = store(back, mean, deviation)
-        longest = int(kept_back.offsets.diff().max())
-        return speech, kept_back.beginnings(min(HELD_CODES, longest), MOST_HELD)
-    except ValueError as error:
-        raise InputError(f"The replies in {shards[0].parent} cannot be learnt from: {error}.") from error
-
-
 def report(trainer: FlowTrainer, tokenizer: SpeechTokenizer, held: Crops, temperature: float) -> str:
     """The comparison on replies kept back, as a table in Markdown."""
     chunk = trainer.average.config.chunk * trainer.average.config.ratio
@@ -140,9 +125,9 @@ def report(trainer: FlowTrainer, tokenizer: SpeechTokenizer, held: Crops, temper
         own = tokenizer.normalize(tokenizer.decode(flow_voice.split(held.codes)).float())
     rows: list[tuple[str, Judged]] = [("tokenizer's own decoder", judge(own, held.frames, counted, chunk))]
     rows.append(("flow: the encoder's mean alone", judged(trainer.average, held, 0, spans=False)))
-    if trainer.teacher is not None:
+    if trainer.teacher is not None and trainer.config.distil_share:
         rows += [(f"teacher flow, {steps} steps", judged(trainer.teacher, held, steps, spans=False)) for steps in STEPS]
-    spans = trainer.part == DISTIL
+    spans = trainer.part != TEACH
     rows += [(f"shipped flow, {steps} steps", judged(trainer.average, held, steps, spans=spans)) for steps in STEPS]
     for steps in STEPS:
         calmed = judged(trainer.average, held, steps, spans=spans, temperature=temperature)
@@ -180,6 +165,7 @@ def _tell(progress: Progress) -> None:
 
 
 def _card(args: argparse.Namespace, trainer: FlowTrainer, codes: int, table: str, device: torch.device, temperature: float) -> str:
+    start = f" --start {args.start.name}" if args.start else ""
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU, one thread"
     size = sum(weight.numel() for weight in trainer.average.parameters())
     return f"""# The flow of the voice
@@ -188,10 +174,12 @@ def _card(args: argparse.Namespace, trainer: FlowTrainer, codes: int, table: str
 {trainer.average.config.chunk} codes with {trainer.average.config.encoder.lookahead} of look-ahead; made for {args.steps} step(s)
 from noise of deviation {temperature:g}.
 
-* Made by: `duologue train flow --hours {args.hours:g} --minutes {args.minutes:g} --distil {args.distil:g} --rows {args.rows}
-  --length {args.length} --seed {args.seed}` on {machine}
+* Made by: `duologue train flow --hours {args.hours:g} --minutes {args.minutes:g} --distil {args.distil:g}
+  --polish {args.polish:g} --rows {args.rows} --length {args.length} --rate {args.rate:g}
+  --polish-rate {args.polish_rate:g} --seed {args.seed}{start}` on {machine}
 * Data: {codes * 4 / 86.13 / 3600:.1f} h spoken by the teacher, the VITS voice "joe"; one reply in {KEPT_BACK} kept back
-* Method: conditional flow matching and a distance on the encoder's mean, then distillation along the teacher's walk
+* Method: conditional flow matching and a distance on the encoder's mean, distillation along the teacher's walk, and the log-mel
+  distance of the sound of one pass, for the shares of the time that the command names; `--start` begins with an older file
 
 On the kept-back replies, with the chunk mask (error: root mean square, in deviations of a channel; liveliness: change from frame to
 frame, as a share of the true one; joins: change where chunks meet against elsewhere, as a share of the true one):

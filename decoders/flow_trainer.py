@@ -1,10 +1,11 @@
-"""Training a voice's flow by the clock: first directions, then few steps.
+"""Training a voice's flow by the clock: first directions, then few steps, then what the frames sound like.
 
-    seconds:  0 ......... learn directions (flow matching, prior) ......... 60 % ... distil to few steps ... 100 %
+    seconds:  0 ......... learn directions (flow matching, prior) ......... 50 % ... distil to few steps ... 80 % ... polish ... 100 %
 
 Notable: the rate follows the share of time that is spent, so a run ends when it was told to, on any machine. What is kept is a running
-mean of the weights; the student of the second part begins as that mean and changes the estimator only. A step that turns the weights into
-nonsense (bf16) costs seconds, not the run: the last good ones come back, and the rate is halved. A checkpoint lets a stopped run go on.
+mean of the weights; the student of the second part begins as that mean and changes the estimator only, and the third changes all of it.
+A step that turns the weights into nonsense (bf16) costs seconds, not the run: the last good ones come back, and the rate is halved. A
+checkpoint lets a stopped run go on.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from torch import Tensor
 from decoders.flow import Flow, FlowConfig
 from decoders.flow_distillation import conditions, draw_pairs, span_loss, walk
 from decoders.flow_judging import Judged, judge
+from decoders.flow_polish import Polish
 from decoders.flow_speech import Crops, SpeechStore
 from decoders.flow_training import cosine_moments, speech_loss
 from duplex.errors import WeightsError
 
-TEACH, DISTIL = "directions", "few steps"
+TEACH, DISTIL, POLISH = "directions", "few steps", "sound"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,10 @@ class FlowTrainerConfig:
 
     seconds: float = 240.0
     """Seconds of training, both parts together."""
-    distil_share: float = 0.4
+    distil_share: float = 0.3
     """Share of them that is spent on bringing the flow down to few steps."""
+    polish_share: float = 0.2
+    """Share of them, the last, that is spent on the sound of what one pass makes."""
     rows: int = 128
     """Crops of a step."""
     length: int = 56
@@ -50,6 +54,8 @@ class FlowTrainerConfig:
     """Highest learning rate of the first part."""
     distil_rate: float = 5e-4
     """Highest learning rate of the second part."""
+    polish_rate: float = 5e-5
+    """Highest learning rate of the third part."""
     warm_steps: int = 200
     """Steps over which each part's rate rises."""
     chunked: float = 0.8
@@ -68,8 +74,10 @@ class FlowTrainerConfig:
     """Seconds between two checkpoints."""
 
     def __post_init__(self) -> None:
-        if self.seconds <= 0 or not 0.0 <= self.distil_share <= 1.0 or not 0.0 <= self.chunked <= 1.0:
-            raise ValueError("flow_trainer: seconds must be above 0, distil_share and chunked in 0 to 1")
+        if self.seconds <= 0 or not 0.0 <= self.chunked <= 1.0:
+            raise ValueError("flow_trainer: seconds must be above 0, chunked in 0 to 1")
+        if min(self.distil_share, self.polish_share) < 0.0 or self.distil_share + self.polish_share > 1.0:
+            raise ValueError("flow_trainer: distil_share and polish_share must be at least 0 and together at most 1")
         if self.teacher_steps < 4 or self.teacher_steps % 4 or min(self.rows, self.length, self.lessons, self.warm_steps) < 1:
             raise ValueError("flow_trainer: teacher_steps must be a multiple of 4, rows, length, lessons and warm_steps at least 1")
 
@@ -85,7 +93,7 @@ class Progress:
     loss: float
     """Of the newest steps, on the mean."""
     prior: float
-    """Distance of the encoder's mean; of the first part."""
+    """Distance of the encoder's mean in the first part, of the frames in the third."""
     held: float
     """Error of two steps on replies kept back, in deviations; nan where none are."""
 
@@ -114,23 +122,40 @@ class FlowTrainer:
         speech: SpeechStore,
         held: Crops | None,
         checkpoint: Path | None = None,
+        polish: Polish | None = None,
         tell: Callable[[Progress], None] = lambda progress: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Train until the time is spent; clock is read once a step. Raises OSError when the checkpoint cannot be written."""
+        """Train until the time is spent; clock is read once a step. polish: needed when a share of the time is for it.
+
+        Raises OSError when the checkpoint cannot be written.
+        """
         config, device = self.config, speech.codes.device
-        generator = torch.Generator(device).manual_seed(config.seed + 1000 * self.step + (self.part == DISTIL))
+        if config.polish_share and polish is None:
+            raise ValueError("flow_trainer: the third part needs something that judges sound")
+        generator = torch.Generator(device).manual_seed(
+            config.seed + 1000 * self.step + (self.part == DISTIL) + 2 * (self.part == POLISH)
+        )
         choices = torch.Generator().manual_seed(config.seed + self.step)
         good = _snapshot(self)
         losses: list[Tensor] = []
         told = saved = before = clock()
         while self.spent < config.seconds:
-            if self.part == TEACH and self.spent >= config.seconds * (1.0 - config.distil_share):
+            if self.part == TEACH and self.spent >= self._ends(TEACH):
                 self.graduate()
+                good, losses = _snapshot(self), []
+            if self.part == DISTIL and self.spent >= self._ends(DISTIL):
+                self.begin_polish()
                 good, losses = _snapshot(self), []
             chunked = float(torch.rand((), generator=choices)) < config.chunked
             crops = speech.crops(config.rows, config.length, generator)
-            losses.append(self._teach(crops, generator, chunked) if self.part == TEACH else self._distil(crops, generator, chunked))
+            if self.part == TEACH:
+                losses.append(self._teach(crops, generator, chunked))
+            elif self.part == DISTIL:
+                losses.append(self._distil(crops, generator, chunked))
+            else:
+                assert polish is not None
+                losses.append(self._polish(crops, polish, generator, chunked))
             now = clock()
             self.spent, before = self.spent + now - before, now
             if now - told >= config.tell_s or self.spent >= config.seconds:
@@ -139,7 +164,7 @@ class FlowTrainer:
                     good = _snapshot(self)
                 else:
                     _restore(self, good)
-                error = judged(self.average, held, 2, spans=self.part == DISTIL).error if held is not None else math.nan
+                error = judged(self.average, held, 2, spans=self.part != TEACH).error if held is not None else math.nan
                 progress = Progress(self.part, self.step, self.spent, loss, prior, error)
                 self.curve.append(progress)
                 tell(progress)
@@ -156,6 +181,19 @@ class FlowTrainer:
         self.average.load_state_dict(self.teacher.state_dict())
         self.learner.requires_grad_(False).decoder.requires_grad_(True)
         self.optimizer = _optimizer(self.learner, self.config.distil_rate)
+
+    def begin_polish(self) -> None:
+        """End the second part: all of the mean of the student goes on to learn."""
+        self.part, self.step, self.slower = POLISH, 0, 1.0
+        self.learner.load_state_dict(self.average.state_dict())
+        self.learner.requires_grad_(True)
+        self.optimizer = _optimizer(self.learner, self.config.polish_rate)
+
+    def _ends(self, part: str) -> float:
+        """When a part ends, in seconds of training."""
+        config = self.config
+        shares = {TEACH: 1.0 - config.distil_share - config.polish_share, DISTIL: 1.0 - config.polish_share, POLISH: 1.0}
+        return config.seconds * shares[part]
 
     def _teach(self, crops: Crops, generator: torch.Generator, chunked: bool) -> Tensor:
         """One step of flow matching: [loss, prior] on the device."""
@@ -182,6 +220,14 @@ class FlowTrainer:
             total += loss.detach() / self.config.lessons
         return torch.stack((total, torch.zeros_like(total)))
 
+    def _polish(self, crops: Crops, polish: Polish, generator: torch.Generator, chunked: bool) -> Tensor:
+        """One pass and what it sounds like: [loss, distance of the frames] on the device."""
+        noise = torch.randn(crops.frames.shape, generator=generator, device=generator.device)
+        with _precision(generator.device):
+            loss, distance = polish(self.learner, crops, noise, generator, chunked=chunked)
+        self._update(loss)
+        return torch.stack((loss.detach(), distance.detach()))
+
     def _update(self, loss: Tensor) -> None:
         rate = self._rate()
         for group in self.optimizer.param_groups:
@@ -199,10 +245,9 @@ class FlowTrainer:
     def _rate(self) -> float:
         """Warm-up, then a cosine down to a fiftieth, by the share of this part's time."""
         config = self.config
-        border = config.seconds * (1.0 - config.distil_share)
-        begin, end = (0.0, border) if self.part == TEACH else (border, config.seconds)
-        share = min(max((self.spent - begin) / max(end - begin, 1e-9), 0.0), 1.0)
-        highest = config.rate if self.part == TEACH else config.distil_rate
+        begin = {TEACH: 0.0, DISTIL: self._ends(TEACH), POLISH: self._ends(DISTIL)}[self.part]
+        share = min(max((self.spent - begin) / max(self._ends(self.part) - begin, 1e-9), 0.0), 1.0)
+        highest = {TEACH: config.rate, DISTIL: config.distil_rate, POLISH: config.polish_rate}[self.part]
         return self.slower * highest * min(1.0, (self.step + 1) / config.warm_steps) * (0.51 + 0.49 * math.cos(math.pi * share))
 
     def save(self, path: Path) -> None:
@@ -226,11 +271,16 @@ class FlowTrainer:
         os.replace(fresh, path)
 
 
-def begin(sizes: FlowConfig, config: FlowTrainerConfig, device: torch.device | str) -> FlowTrainer:
-    """A run with random weights, the same for the same seed."""
+def begin(sizes: FlowConfig, config: FlowTrainerConfig, device: torch.device | str, start: Flow | None = None) -> FlowTrainer:
+    """A run with random weights, the same for the same seed, or with those of a flow of these sizes. ValueError for one of others."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         learner = Flow(sizes)
+    if start is not None:
+        try:
+            learner.load_state_dict(start.state_dict())
+        except RuntimeError as error:
+            raise ValueError("the flow to begin with has other sizes") from error
     return _trainer(learner.to(device), config)
 
 
@@ -252,6 +302,8 @@ def resume(path: Path, sizes: FlowConfig, config: FlowTrainerConfig, device: tor
             return trainer
         trainer.spent = share * config.seconds
         trainer.average.load_state_dict(content["average"])
+        if content["part"] == POLISH:
+            trainer.begin_polish()
         if content["part"] == DISTIL:
             trainer.average.load_state_dict(content["teacher"])
             trainer.graduate()

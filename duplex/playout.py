@@ -3,6 +3,9 @@
 The voice puts chunks in ahead of time; `pull` hands out one 20 ms frame at a time, with ducking, holding and stopping as short
 gain ramps. A response that was prepared but not released stays silent and can be dropped without a trace. What was heard is computed
 from the samples that were pulled, through the word ends that came with the chunks.
+
+A machine that makes sound more slowly than it is played would leave holes in it. So a response that ran dry makes the next one wait at
+its beginning until that much more is ready; where none runs dry, the wait shrinks again.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ import numpy as np
 from duplex.audio import AGENT_FRAME, AGENT_RATE_HZ, Samples
 from duplex.errors import ConfigError
 
+LEAD_SHRINKS = 0.9
+"""What is left of a response's wait after one that did not run dry."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlayoutConfig:
@@ -27,10 +33,14 @@ class PlayoutConfig:
     """Length of the ramp to silence at a stop or hold."""
     rewind_ms: float = 500.0
     """After a hold, speech resumes from the start of the word that was cut, if that is at most so far back."""
+    most_lead_ms: float = 1000.0
+    """Most sound that must be ready before a response begins, on a machine on which responses run dry; 0 never waits."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fade_ms <= 20:
             raise ConfigError("playout.fade_ms must be above 0 and at most 20 (one frame).")
+        if not 0 <= self.most_lead_ms <= 10_000:
+            raise ConfigError("playout.most_lead_ms must be in 0 to 10000.")
 
 
 @dataclass(slots=True)
@@ -61,6 +71,8 @@ class Playout:
         self.murmuring = False
         """The newest frame was taken from a murmur."""
         self._response: _Response | None = None
+        self._lead = 0  # samples that must be ready before a response begins
+        self._played, self._dry = False, 0  # whether the newest response was heard at all, and how often it ran dry
         self._murmur = np.zeros(0, np.float32)
         self._gain = 1.0
         self._target = 1.0
@@ -73,6 +85,7 @@ class Playout:
 
     def begin(self, epoch: int) -> None:
         """Make room for response `epoch`; whatever was there is gone."""
+        self._adapt()
         self._response = _Response(epoch)
         self._gain = self._target = 1.0
         self._stopping = False
@@ -151,9 +164,12 @@ class Playout:
         self.playing, self.murmuring = None, False
         if response is None or not response.released or (self._gain == 0.0 and self._target == 0.0):
             return self._pull_murmur()
+        if not response.heard and not response.finished and response.length < self._lead:
+            return self._pull_murmur()
         if response.position >= response.length:
             if not response.finished and response.heard:
                 self.underruns += 1
+                self._dry += 1
             return self._pull_murmur()
         self.playing = response.epoch
         frame = self._copy(response)
@@ -162,6 +178,8 @@ class Playout:
             tail = self._murmur[: self._fade]
             frame[: len(tail)] += tail * np.linspace(1, 0, len(tail), dtype=np.float32)
             self._murmur = self._murmur[:0]
+        if not response.heard:
+            self._played = True
         response.heard = max(response.heard, response.position)
         if self._stopping:
             self._response = None
@@ -200,6 +218,13 @@ class Playout:
 
     def _of(self, epoch: int) -> _Response | None:
         return self._response if self._response and self._response.epoch == epoch else None
+
+    def _adapt(self) -> None:
+        """Learn from the response before, if it was played at all, how long the next one should wait."""
+        if self._played:
+            longer = self._lead + self._dry * AGENT_FRAME if self._dry else round(LEAD_SHRINKS * self._lead)
+            self._lead = min(longer, round(AGENT_RATE_HZ * self.config.most_lead_ms / 1000))
+        self._played, self._dry = False, 0
 
     def _pull_murmur(self) -> Samples:
         if not len(self._murmur):

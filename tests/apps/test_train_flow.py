@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from apps import train_flow
+from apps import train_flow, train_flow_speech
 from decoders import flow_voice
 from decoders.flow_trainer import FlowTrainer
 from decoders.flow_voice import VOICE
 from decoders.speech_tokenizer import LEVELS, SpeechTokenizer, SpeechTokenizerConfig
 from decoders.teacher import Taught
+from decoders.vits_net import VitsNet
 from duplex.errors import ConfigError, InputError
 from tests.decoders.test_flow_trainer import clock
 
@@ -32,9 +33,15 @@ def taught(shard: Path, *parts: Any) -> Taught:
     generator = torch.Generator().manual_seed(int(shard.stem))
     digits = torch.stack([torch.randint(level, (60 * 24,), generator=generator) for level in LEVELS], 1).to(torch.uint8)
     latents = 3.0 + 2.0 * torch.randn(60 * 96, 192, generator=generator).half()
-    nothing = torch.zeros(0)
     offsets = torch.tensor([0, 0, *range(24, 60 * 24 + 1, 24)])
-    return Taught(latents, digits, nothing, nothing, nothing, offsets, offsets)
+    nothing = [torch.zeros(0) for _ in range(3)]
+    return Taught(latents, digits, *nothing, offsets, offsets.clone())
+
+
+def nearness(made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """Stands for the distance of sounds, which needs a trained vocoder."""
+    assert made.shape == true.shape and made.shape[2] == 192
+    return (made - true).abs().mean()
 
 
 @pytest.fixture
@@ -46,9 +53,10 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tokenizer.mean.fill_(3.0)
     tokenizer.deviation.fill_(2.0)
     tokenizer.save(tmp_path / "tokenizer.safetensors")
-    monkeypatch.setattr(train_flow, "latents_and_codes", taught)
-    monkeypatch.setattr(train_flow.VitsNet, "load", lambda *given: None)
-    monkeypatch.setattr(FlowTrainer, "run", partialmethod(FlowTrainer.run, clock=clock()))  # both parts have steps on any machine
+    monkeypatch.setattr(train_flow_speech, "latents_and_codes", taught)
+    monkeypatch.setattr(VitsNet, "load", lambda *given: None)
+    monkeypatch.setattr(train_flow, "SoundDistance", lambda *given: nearness)
+    monkeypatch.setattr(FlowTrainer, "run", partialmethod(FlowTrainer.run, clock=clock()))  # all parts have steps on any machine
     return tmp_path
 
 
@@ -63,7 +71,8 @@ def arguments(work: Path, *more: str) -> argparse.Namespace:
 def test_a_run_makes_weights_a_card_and_a_picture(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train_flow.run_training(arguments(work, "--steps", "2"), SMALL) == 0
     told = capsys.readouterr().out
-    assert "few steps, step" in told and "| tokenizer's own decoder |" in told and "| shipped flow, 1 steps |" in told
+    assert "few steps, step" in told and "sound, step" in told
+    assert "| tokenizer's own decoder |" in told and "| shipped flow, 1 steps |" in told
     made = flow_voice.load(work / "flow.safetensors")
     config = made.flow.config
     assert config == dataclasses.replace(SMALL, steps=2, temperature=config.temperature)
@@ -77,11 +86,43 @@ def test_a_run_makes_weights_a_card_and_a_picture(work: Path, capsys: pytest.Cap
 def test_speech_is_taken_up_to_the_hours_and_some_is_kept_back(work: Path) -> None:
     shards = sorted((work / "replies").glob("*.safetensors"))
     tokenizer = SpeechTokenizer.load(work / "tokenizer.safetensors")
-    speech, held = train_flow.make_speech(shards, tokenizer, 40.0, torch.device("cpu"))
+    speech, held = train_flow_speech.make_speech(shards, tokenizer, 40.0, torch.device("cpu"))
     assert len(speech) == 2 * 59 * 24 and held.codes.shape == (2, 24)
     assert abs(float(held.frames.mean())) < 0.1 and float(held.frames.std()) == pytest.approx(1.0, abs=0.05)
-    speech, _ = train_flow.make_speech(shards, tokenizer, 0.01, torch.device("cpu"))
+    speech, _ = train_flow_speech.make_speech(shards, tokenizer, 0.01, torch.device("cpu"))
     assert len(speech) == 59 * 24
+
+
+def test_on_a_cpu_speech_is_kept_until_another_tokenizer_makes_its_codes(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def telling(shard: Path, *parts: Any) -> Taught:
+        asked.append(shard.stem)
+        return taught(shard, *parts)
+
+    monkeypatch.setattr(train_flow_speech, "latents_and_codes", telling)
+    shards = sorted((work / "replies").glob("*.safetensors"))
+    tokenizer = SpeechTokenizer.load(work / "tokenizer.safetensors")
+    made = [train_flow_speech.make_speech(shards, tokenizer, 40.0, torch.device("cpu"))[0] for _ in range(2)]
+    assert asked == ["000", "001"] and torch.equal(made[0].codes, made[1].codes) and torch.equal(made[0].frames, made[1].frames)
+    (work / "speech" / "000.safetensors").write_bytes(b"cut short")
+    train_flow_speech.make_speech(shards, tokenizer, 40.0, torch.device("cpu"))
+    assert asked == ["000", "001", "000"]
+    tokenizer.deviation.fill_(4.0)
+    tokenizer.save(work / "tokenizer.safetensors")
+    train_flow_speech.make_speech(shards, tokenizer, 40.0, torch.device("cpu"))
+    assert asked == ["000", "001", "000", "000", "001"]
+
+
+def test_a_run_may_begin_with_a_file(work: Path) -> None:
+    assert train_flow.run_training(arguments(work), SMALL) == 0
+    first = flow_voice.load(work / "flow.safetensors").flow.state_dict()
+    (work / "flow.safetensors").rename(work / "start.safetensors")
+    start = "--start", str(work / "start.safetensors")
+    assert train_flow.run_training(arguments(work, *start, "--rate", "1e-9", "--distil", "0", "--polish", "0"), SMALL) == 0
+    second = flow_voice.load(work / "flow.safetensors").flow.state_dict()
+    assert all(torch.allclose(first[name], second[name], atol=1e-3) for name in first)
+    assert "--start start.safetensors" in (work / "flow.md").read_text()
 
 
 def test_the_cost_is_told_first(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from decoders.flow_distillation import conditions, walk
+from decoders.flow_polish import Polish, one_pass
 from decoders.flow_speech import Crops, SpeechStore, store
-from decoders.flow_trainer import DISTIL, TEACH, FlowTrainer, FlowTrainerConfig, Progress, begin, calm, judged, resume
+from decoders.flow_trainer import DISTIL, POLISH, TEACH, FlowTrainer, FlowTrainerConfig, Progress, begin, calm, judged, resume
 from decoders.flow_voice import VOICE
 from duplex.errors import WeightsError
 
@@ -22,7 +24,9 @@ SMALL = dataclasses.replace(
     encoder=dataclasses.replace(VOICE.encoder, width=16, heads=2, feed_forward=16, blocks=1),
     estimator=dataclasses.replace(VOICE.estimator, channels=16, mid_stages=0, heads=2, head_width=8),
 )
-QUICK = FlowTrainerConfig(seconds=2.0, rows=4, length=8, rate=1e-2, decay=0.8, warm_steps=5, tell_s=0.25, save_s=0.3)
+QUICK = FlowTrainerConfig(
+    seconds=2.0, rows=4, length=8, rate=1e-2, polish_share=0.0, decay=0.8, warm_steps=5, tell_s=0.25, save_s=0.3
+)
 
 
 def clock(step_s: float = 0.03) -> Callable[[], float]:
@@ -74,6 +78,45 @@ def test_a_stopped_run_goes_on(distil: float, tmp_path: Path) -> None:
     assert len(other.curve) == len(trainer.curve)
     other.run(speech(), None, clock=clock())
     assert other.spent >= other.config.seconds and other.step > trainer.step and not same(trainer, other)
+
+
+def test_the_last_part_makes_one_pass_sound_better(held: Crops, tmp_path: Path) -> None:
+    """With a distance that hears the first channel alone."""
+    polish = Polish(
+        lambda made, true: (made - true)[..., 0].abs().mean(), torch.zeros(4), torch.ones(4), temperature=0.5, sound_codes=3
+    )
+    known = begin(SMALL, QUICK, "cpu")
+    known.run(speech(), None, clock=clock())
+    config = dataclasses.replace(QUICK, distil_share=0.0, polish_share=1.0, polish_rate=5e-3)
+    trainer = begin(SMALL, config, "cpu", known.average)
+
+    def heard() -> float:
+        noise = torch.randn(held.frames.shape, generator=torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            frames = one_pass(trainer.average, held, 0.5 * noise, chunked=True)
+        return float((frames - held.frames)[..., 0].abs().mean())
+
+    before = heard()
+    trainer.run(speech(), held, tmp_path / "flow.pt", polish, clock=clock())
+    assert trainer.part == POLISH and {one.part for one in trainer.curve} == {POLISH} and heard() < 0.8 * before
+    trainer.config = dataclasses.replace(config, seconds=2 * trainer.spent)  # as if it had been stopped half way
+    trainer.save(tmp_path / "half.pt")
+    other = resume(tmp_path / "half.pt", SMALL, trainer.config, "cpu")
+    assert other.part == POLISH and other.step == trainer.step and same(trainer, other)
+    with pytest.raises(ValueError, match="judges sound"):
+        other.run(speech(), None, clock=clock())
+    with pytest.raises(ValueError, match="other sizes"):
+        begin(dataclasses.replace(SMALL, mel=5), QUICK, "cpu", known.average)
+
+
+def test_one_pass_is_what_the_flow_gives_in_one_step(held: Crops) -> None:
+    trainer = begin(SMALL, QUICK, "cpu")
+    noise = torch.randn(held.frames.shape, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        seen = conditions(trainer.average, held, chunked=True)
+        assert torch.allclose(
+            one_pass(trainer.average, held, noise, chunked=True), walk(trainer.average, seen, noise, 1, spans=True)[-1], atol=1e-5
+        )
 
 
 def test_an_ended_run_is_a_beginning(tmp_path: Path) -> None:

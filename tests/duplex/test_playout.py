@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duplex.audio import AGENT_FRAME
-from duplex.playout import Playout
+from duplex.playout import Playout, PlayoutConfig
 
 
 def filled(words: int = 10, samples: int = 2400) -> Playout:
@@ -67,6 +67,61 @@ def test_hold_keeps_the_place_and_resume_begins_the_cut_word_again() -> None:
     frame = playout.pull()
     assert frame[-1] == pytest.approx(0.5)
     assert playout.buffered() == 8 * 2400 + 2400 - AGENT_FRAME
+
+
+def respond(playout: Playout, epoch: int, share: float, frames: int = 100) -> tuple[int, int]:
+    """A response of `frames` frames made at `share` of real time: (frames until it was heard, frames in which it ran dry)."""
+    playout.begin(epoch)
+    playout.release(epoch)
+    before, made, first = playout.underruns, 0, -1
+    for now in range(10 * frames):
+        while made < frames and made < (now + 1) * share:
+            playout.put(epoch, np.full(AGENT_FRAME, 0.5, np.float32), [(f" {made}", AGENT_FRAME)])
+            made += 1
+        if made == frames:
+            playout.finish(epoch)
+        playout.pull()
+        if first < 0 and playout.started():
+            first = now
+        if playout.drained() is not None:
+            return first, playout.underruns - before
+    raise AssertionError("the response never ended")
+
+
+def test_a_machine_that_is_too_slow_begins_later_and_does_not_run_dry() -> None:
+    playout = Playout()
+    waits, dry = zip(*(respond(playout, epoch, 0.8) for epoch in range(1, 6)), strict=True)
+    assert waits[0] <= 1 and dry[0] > 15
+    assert sum(dry[1:]) <= 8 and max(waits) <= 40
+    calm = [respond(playout, epoch, 2.0) for epoch in range(6, 40)]
+    assert all(dry == 0 for _, dry in calm) and calm[-1][0] <= 1
+
+
+def test_the_wait_has_a_limit_and_ends_with_the_response() -> None:
+    playout = Playout(PlayoutConfig(most_lead_ms=200.0))
+    for epoch in range(1, 6):
+        wait, _ = respond(playout, epoch, 0.3)
+        assert wait <= 10 / 0.3 + 1
+    assert respond(playout, 6, 0.3, frames=3)[0] <= 3 / 0.3  # a short one is whole before the wait is over
+    never = Playout(PlayoutConfig(most_lead_ms=0.0))
+    assert all(respond(never, epoch, 0.5)[0] <= 1 for epoch in range(1, 4))
+
+
+def test_a_response_that_nobody_heard_teaches_nothing() -> None:
+    playout = Playout()
+    respond(playout, 1, 0.8)
+    for epoch in range(2, 30):  # prepared and thrown away
+        playout.begin(epoch)
+        playout.drop(epoch)
+    assert respond(playout, 30, 0.8)[0] > 10
+
+
+@given(st.lists(st.tuples(st.floats(0.2, 3.0), st.integers(1, 60)), min_size=1, max_size=8))
+def test_every_response_is_played_whole_whatever_the_wait(responses: list[tuple[float, int]]) -> None:
+    playout = Playout()
+    for epoch, (share, frames) in enumerate(responses, 1):
+        wait, _ = respond(playout, epoch, share, frames)
+        assert wait >= 0 and playout.words_heard(epoch) == frames
 
 
 def test_duck_lowers_and_resume_raises() -> None:
