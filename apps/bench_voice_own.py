@@ -6,8 +6,10 @@ the codes. Without trained weights a row is left out, and a note says so.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,9 +106,11 @@ def voice_rows(voice: EdgeVoice, parts: Parts, system_prompt: str, folder: Path 
     """The own voice without and with hidden states, streamed as in a session."""
     sources = [path for pattern in SPEAKS for path in sorted(FOLDER.glob(pattern))]
     sources += [path for name in ("flow", "voice_lm") if (path := folder / f"{name}.safetensors").is_file()]
-    settings = voice.config, voice.speech.decoder.config, voice.token2wav.config, system_prompt
+    told = copy.copy(voice)
+    told.config = replace(voice.config, hidden_states=True)  # whichever the profile speaks with, both are judged
+    settings = told.config, voice.speech.decoder.config, voice.token2wav.config, system_prompt
     return [
-        voice_row(name, voice, parts, system_prompt, hidden=hidden, print_of=fingerprint(sources, name, settings))
+        voice_row(name, told, parts, system_prompt, hidden=hidden, print_of=fingerprint(sources, name, settings))
         for name, hidden in (("own voice, text alone", False), ("own voice", True))
     ]
 

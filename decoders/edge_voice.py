@@ -39,6 +39,8 @@ _SILENT = np.zeros(0, np.float32)
 class EdgeSoundConfig:
     """What is done around codes and sound."""
 
+    hidden_states: bool = True
+    """Whether the LLM's hidden states colour how its tokens are said; if not, they are said by the text alone."""
     codes_per_step: int = 4
     """Most codes written between two chances for listening."""
     gain_db: float = 4.0
@@ -97,7 +99,7 @@ class EdgeVoice:
 
     def push(self, state: EdgeVoiceState, tokens: Sequence[int], hidden: NDArray[Any] | None = None) -> Iterator[Speech]:
         """Take LLM tokens and their hidden states [n, h], if there are any; yield the sound that can be made by now, step by step."""
-        meant = None if hidden is None else torch.from_numpy(np.asarray(hidden, np.float32))
+        meant = None if hidden is None or not self.config.hidden_states else torch.from_numpy(np.asarray(hidden, np.float32))
         for index, token in enumerate(tokens):  # one by one, so that any grouping gives the very same rows
             own = None if meant is None else meant[index : index + 1]
             row = self.speech.decoder.project(self.embed((token,)), own)

@@ -24,6 +24,7 @@ from agent.worker import VirtualWorker
 from apps.hermes_audio import read_wav, write_wav
 from duplex.audio import Samples
 from duplex.predictor import RulePredictor
+from duplex.turns import TurnConfig
 from encoders.ears import Transcript
 
 
@@ -79,6 +80,7 @@ class Sessions:
     fail: bool = False
     broken: bool = False
     """No session can be opened."""
+    turns: TurnConfig = field(default_factory=TurnConfig)
     opened: list[Session] = field(default_factory=list)
 
     @asynccontextmanager
@@ -87,7 +89,7 @@ class Sessions:
             raise RuntimeError("no memory for another conversation")
         thinker = ScriptedThinker(self.replies, fail=self.fail)
         parts = Parts(CountingEars(self.texts), LevelVad(), thinker, ToneVoice(self.word_s), RulePredictor())
-        config = SessionConfig(response=ResponseConfig(group_tokens=3))
+        config = SessionConfig(response=ResponseConfig(group_tokens=3), turns=self.turns)
         self.opened.append(Session(parts, transport, VirtualWorker(cost_s=COSTS_S.__getitem__), config))
         yield self.opened[-1]
 

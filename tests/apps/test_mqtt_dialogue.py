@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 
 from agent.doubles import spoken
 from apps.mqtt_conversation import ConversationConfig
 from apps.mqtt_dialogue import MOST_WAITING, Dialogue
 from apps.mqtt_playback import PlaybackConfig
+from duplex.turns import TurnConfig
 from tests.apps.mqtt_home import LONG, ask, at_home, wake
 from tests.apps.satellites import House, Sessions, when
 
@@ -62,6 +64,28 @@ def test_skills_speak_in_a_conversation_and_end_it() -> None:
     ended = kitchen.of("sessionEnded")[0]
     assert (ended["termination"]["reason"], ended["customData"]) == ("nominal", "b")
     assert kitchen.messages[-1][0] >= kitchen.plays[-1].ends - 0.05  # not before the last word was played
+
+
+@pytest.mark.parametrize("half_duplex", [False, True])
+def test_the_agents_backchannel_is_played_and_takes_no_floor(half_duplex: bool) -> None:
+    async def act(house: House, dialogue: Dialogue) -> None:
+        kitchen = house.satellites["kitchen"]
+        await wake(kitchen)
+        await asyncio.sleep(2.0)  # the backchannels are made
+        kitchen.speak(spoken(1.5))
+        await when(lambda: bool(kitchen.plays), 10.0)
+        assert not kitchen.events("response_started"), "a backchannel is no response"
+        await kitchen.until("textCaptured")
+        await kitchen.until("sessionEnded")
+
+    sessions = Sessions(["I would like the"], ["Which one?"], turns=TurnConfig(backchannels=True, backchannel_after_s=0.8))
+    config = ConversationConfig(quiet_s=4.0, half_duplex=half_duplex)
+    kitchen = at_home(act, "kitchen", sessions=sessions, config=config).satellites["kitchen"]
+    murmur, answer = kitchen.plays[0], kitchen.plays[1]
+    assert 0.2 < murmur.ends - murmur.begins < 1.0 and 0.0 < np.abs(murmur.samples).max() < 0.6 * np.abs(answer.samples).max()
+    (given,) = kitchen.events("agent_backchannel")
+    assert given["text"] == "Uh-huh."
+    assert [one["heard"] for one in kitchen.events("response_ended")] == ["Which one?"]
 
 
 def test_a_notification_is_spoken_to_a_site_without_a_microphone_and_waits_its_turn() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 
@@ -119,6 +120,13 @@ def test_hidden_states_and_seeds_are_heard(voice: EdgeVoice) -> None:
     for how in ({"seed": 1}, {"hidden": False}):
         other, _ = joined(say(voice, [len(WORDS)], **how))
         assert len(other) != len(whole) or np.abs(other - whole).max() > 1e-3
+
+
+def test_hidden_states_can_be_left_out(voice: EdgeVoice) -> None:
+    plain = copy.copy(voice)
+    plain.config = EdgeSoundConfig(hidden_states=False)
+    alone, _ = joined(say(voice, [len(WORDS)], hidden=False))
+    np.testing.assert_array_equal(joined(say(plain, [len(WORDS)]))[0], alone)
 
 
 def test_sound_begins_before_the_sentence_is_written(voice: EdgeVoice) -> None:
