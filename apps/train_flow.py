@@ -166,7 +166,7 @@ def _tell(progress: Progress) -> None:
 
 def _card(args: argparse.Namespace, trainer: FlowTrainer, codes: int, table: str, device: torch.device, temperature: float) -> str:
     start = f" --start {args.start.name}" if args.start else ""
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU, one thread"
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"a CPU, {args.threads} thread(s)"
     size = sum(weight.numel() for weight in trainer.average.parameters())
     return f"""# The flow of the voice
 

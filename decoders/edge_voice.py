@@ -39,8 +39,8 @@ _SILENT = np.zeros(0, np.float32)
 class EdgeSoundConfig:
     """What is done around codes and sound."""
 
-    hidden_states: bool = True
-    """Whether the LLM's hidden states colour how its tokens are said; if not, they are said by the text alone."""
+    hidden_states: bool = False
+    """Whether the LLM's hidden states colour how its tokens are said. With the first weights its words are understood less well so."""
     codes_per_step: int = 4
     """Most codes written between two chances for listening."""
     gain_db: float = 4.0

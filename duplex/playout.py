@@ -4,8 +4,8 @@ The voice puts chunks in ahead of time; `pull` hands out one 20 ms frame at a ti
 gain ramps. A response that was prepared but not released stays silent and can be dropped without a trace. What was heard is computed
 from the samples that were pulled, through the word ends that came with the chunks.
 
-A machine that makes sound more slowly than it is played would leave holes in it. So a response that ran dry makes the next one wait at
-its beginning until that much more is ready; where none runs dry, the wait shrinks again.
+A machine that makes sound more slowly than it is played would leave holes in it. So a response that ran dry makes the next one wait for as
+long between its first sound and its beginning, or until it is whole; where none runs dry, the wait shrinks again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from duplex.audio import AGENT_FRAME, AGENT_RATE_HZ, Samples
+from duplex.audio import AGENT_FRAME, AGENT_RATE_HZ, FRAME_MS, Samples
 from duplex.errors import ConfigError
 
 LEAD_SHRINKS = 0.9
@@ -34,7 +34,7 @@ class PlayoutConfig:
     rewind_ms: float = 500.0
     """After a hold, speech resumes from the start of the word that was cut, if that is at most so far back."""
     most_lead_ms: float = 1000.0
-    """Most sound that must be ready before a response begins, on a machine on which responses run dry; 0 never waits."""
+    """Longest wait between a response's first sound and its beginning, on a machine on which responses run dry; 0 never waits."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fade_ms <= 20:
@@ -53,6 +53,7 @@ class _Response:
     length: int = 0
     position: int = 0  # next sample to play
     heard: int = 0  # furthest sample played
+    waited: int = 0  # frames since there was something to play
     released: bool = False
     finished: bool = False
     words: list[str] = field(default_factory=list)
@@ -71,7 +72,7 @@ class Playout:
         self.murmuring = False
         """The newest frame was taken from a murmur."""
         self._response: _Response | None = None
-        self._lead = 0  # samples that must be ready before a response begins
+        self._lead = 0  # frames for which a response waits at its beginning
         self._played, self._dry = False, 0  # whether the newest response was heard at all, and how often it ran dry
         self._murmur = np.zeros(0, np.float32)
         self._gain = 1.0
@@ -162,9 +163,11 @@ class Playout:
         """The next AGENT_FRAME samples (24 kHz) for the loudspeaker; zeros when there is nothing to say. Read-only when silent."""
         response = self._response
         self.playing, self.murmuring = None, False
+        if response is not None and response.length and not response.heard:
+            response.waited += 1
         if response is None or not response.released or (self._gain == 0.0 and self._target == 0.0):
             return self._pull_murmur()
-        if not response.heard and not response.finished and response.length < self._lead:
+        if not response.heard and not response.finished and response.waited <= self._lead:
             return self._pull_murmur()
         if response.position >= response.length:
             if not response.finished and response.heard:
@@ -222,8 +225,8 @@ class Playout:
     def _adapt(self) -> None:
         """Learn from the response before, if it was played at all, how long the next one should wait."""
         if self._played:
-            longer = self._lead + self._dry * AGENT_FRAME if self._dry else round(LEAD_SHRINKS * self._lead)
-            self._lead = min(longer, round(AGENT_RATE_HZ * self.config.most_lead_ms / 1000))
+            wanted = self._lead + self._dry if self._dry else int(LEAD_SHRINKS * self._lead)
+            self._lead = min(wanted, round(self.config.most_lead_ms / FRAME_MS))
         self._played, self._dry = False, 0
 
     def _pull_murmur(self) -> Samples:

@@ -70,7 +70,11 @@ def voice() -> EdgeVoice:
     embeddings = torch.randn(len(WORDS), 8)
     wav = Token2Wav(tiny(0, SMALL), Vocoder(), Token2WavConfig(first_audio_ms=40.0, hop_codes=5, max_hop_codes=20))
     return EdgeVoice(
-        PointerSpeech(decoder, marks, least_phones=20), reader, lambda tokens: embeddings[list(tokens)], wav, EdgeSoundConfig()
+        PointerSpeech(decoder, marks, least_phones=20),
+        reader,
+        lambda tokens: embeddings[list(tokens)],
+        wav,
+        EdgeSoundConfig(hidden_states=True),
     )
 
 
@@ -124,7 +128,7 @@ def test_hidden_states_and_seeds_are_heard(voice: EdgeVoice) -> None:
 
 def test_hidden_states_can_be_left_out(voice: EdgeVoice) -> None:
     plain = copy.copy(voice)
-    plain.config = EdgeSoundConfig(hidden_states=False)
+    plain.config = EdgeSoundConfig()
     alone, _ = joined(say(voice, [len(WORDS)], hidden=False))
     np.testing.assert_array_equal(joined(say(plain, [len(WORDS)]))[0], alone)
 
