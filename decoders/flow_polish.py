@@ -34,6 +34,8 @@ class Polish:
     """Deviation of the noise that the flow is run with."""
     sound_codes: int = 10
     """Length of what is made to sound; 10 are 0.46 s."""
+    sound_rows: int = 48
+    """Most crops that are made to sound; the vocoder needs more memory than the flow."""
     frames_weight: float = 0.3
     """Of the distance of all frames, in deviations."""
 
@@ -52,7 +54,8 @@ class Polish:
         start = (torch.rand(len(room), generator=generator, device=room.device) * room).long()
         places = config.ratio * start.unsqueeze(1) + torch.arange(config.ratio * codes, device=room.device)  # [B, k]
         index = places.unsqueeze(2).expand(-1, -1, config.mel)
-        made, true = (self.mean + self.deviation * each.gather(1, index) for each in (frames, crops.frames))
+        heard = slice(self.sound_rows)
+        made, true = (self.mean + self.deviation * each.gather(1, index)[heard] for each in (frames, crops.frames))
         return self.distance(made, true) + self.frames_weight * distance, distance
 
 
