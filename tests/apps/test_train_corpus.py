@@ -22,6 +22,7 @@ from apps.bench_clips import clips
 from apps.train_corpus_questions import plain, questions, templates, texts, words
 from apps.train_corpus_reading import Item, ItemReader, speakable
 from apps.train_corpus_shards import Entry, Shards
+from decoders.teacher import read_phones
 from duplex.errors import ConfigError, WeightsError
 
 
@@ -179,6 +180,30 @@ def test_the_command_writes_items_whose_parts_agree(kit: Path, capsys: pytest.Ca
         assert stored["phone_token"][where].max() < len(tokens)
     embedding = load_file(work / "embedding.safetensors")
     assert embedding["weight"].shape == (259, 32) and embedding["ids"].tolist() == list(range(259))
+
+
+def test_texts_alone_are_written_without_an_llm_and_go_on(kit: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their phones are all that the tokenizer and the flow need."""
+    (kit / "qwen-blocks.safetensors").unlink()
+    work = kit.parent
+    given = "--work", str(work), "--texts-only", "--shard", "5"
+    assert train_corpus.run_training(arguments(*given, "--hours", "0.02", "--dry-run")) == 0
+    assert not (work / "replies").exists()
+    assert train_corpus.run_training(arguments(*given, "--hours", "0.02")) == 0
+    assert "0.02 h of speech" in capsys.readouterr().out and (work / "replies" / "DONE").exists()
+    count = len(list((work / "replies").glob("*.safetensors")))
+    lines = [json.loads(line) for line in (work / "replies" / "000.jsonl").read_text().splitlines()]
+    phones, starts = read_phones(work / "replies" / "000.safetensors")
+    stored, reader = load_file(work / "replies" / "000.safetensors"), ItemReader(kit)
+    assert stored["hidden"].shape == (len(stored["tokens"]), 0) and len(lines) == len(starts) - 1 == 5
+    for index, line in enumerate(lines):
+        item = reader(reader.vocabulary.encode(line["text"]), reply=False)
+        assert item is not None and phones[starts[index] : starts[index + 1]].tolist() == item.phones.tolist()
+    assert train_corpus.run_training(arguments(*given, "--hours", "0.04")) == 0
+    everything = [json.loads(line)["text"] for file in (work / "replies").glob("*.jsonl") for line in file.read_text().splitlines()]
+    assert len(list((work / "replies").glob("*.safetensors"))) > count and len(set(everything)) == len(everything)
+    with pytest.raises(ConfigError, match="more than 0 hours"):
+        train_corpus.run_training(arguments(*given, "--hours", "0"))
 
 
 def test_it_ends_by_the_clock_and_says_what_is_missing(kit: Path, capsys: pytest.CaptureFixture[str]) -> None:
