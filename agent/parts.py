@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from agent.chat_template import Message
 from decoders.voice import Voice
 from duplex.audio import AGENT_RATE_HZ, Samples
+from duplex.playout import Pace
 from duplex.predictor import DuplexPredictor
 from encoders.ears import Ears
 
@@ -89,5 +90,7 @@ class Parts:
     thinker: Thinker
     voice: Voice
     predictor: DuplexPredictor
+    pace: Pace = field(default_factory=Pace)
+    """How well this machine keeps up with them, as the conversations on it have found."""
 
     voice_rate_hz: ClassVar[int] = AGENT_RATE_HZ

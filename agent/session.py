@@ -87,7 +87,7 @@ class Session(Answering):
         self.config = config or SessionConfig()
         self.history = History()
         self.turns = TurnTaking(self.config.turns)
-        self.playout = Playout(self.config.playout)
+        self.playout = Playout(self.config.playout, parts.pace)
         self._manner = Manner(self.config.response.system_prompt, most_tokens=self.config.response.most_tokens)
         self.line: str | None = None  # what the next response says in place of the thinker's words; see agent.announcer
         self._parts, self._transport, self.echo = parts, transport, echo

@@ -4,8 +4,9 @@ The voice puts chunks in ahead of time; `pull` hands out one 20 ms frame at a ti
 gain ramps. A response that was prepared but not released stays silent and can be dropped without a trace. What was heard is computed
 from the samples that were pulled, through the word ends that came with the chunks.
 
-A machine that makes sound more slowly than it is played would leave holes in it. So a response that ran dry makes the next one wait for as
-long between its first sound and its beginning, or until it is whole; where none runs dry, the wait shrinks again.
+A machine that makes sound more slowly than it is played would leave holes in it. So a response that ran dry makes the next ones wait that
+much longer between their first sound and their beginning, or until they are whole; where none runs dry, the wait shrinks again. This is a
+matter of the machine, so all conversations on it may share it (`Pace`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,18 @@ from duplex.errors import ConfigError
 
 LEAD_SHRINKS = 0.9
 """What is left of a response's wait after one that did not run dry."""
+
+
+@dataclass(slots=True)
+class Pace:
+    """How well a machine keeps up with what it plays."""
+
+    lead: int = 0
+    """Frames that should lie between a response's first sound and its beginning."""
+
+    def learn(self, waited: int, dry: int, most: int) -> None:
+        """From a response that began `waited` frames after its first sound was there, and then ran dry `dry` times."""
+        self.lead = min(waited + dry if dry else int(LEAD_SHRINKS * self.lead), most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +76,10 @@ class _Response:
 class Playout:
     """The agent's loudspeaker side; one response at a time."""
 
-    def __init__(self, config: PlayoutConfig | None = None) -> None:
+    def __init__(self, config: PlayoutConfig | None = None, pace: Pace | None = None) -> None:
+        """pace: shared by all conversations of a machine."""
         self.config = config or PlayoutConfig()
+        self.pace = pace or Pace()
         self.underruns = 0
         """Frames in which a released, unfinished, already audible response had nothing to play."""
         self.playing: int | None = None
@@ -72,12 +87,13 @@ class Playout:
         self.murmuring = False
         """The newest frame was taken from a murmur."""
         self._response: _Response | None = None
-        self._lead = 0  # frames for which a response waits at its beginning
-        self._played, self._dry = False, 0  # whether the newest response was heard at all, and how often it ran dry
+        self._waited: int | None = None  # how long the newest response waited before it was heard, if it was
+        self._dry = 0  # how often it ran dry
         self._murmur = np.zeros(0, np.float32)
         self._gain = 1.0
         self._target = 1.0
         self._stopping = False
+        self._most_lead = round(self.config.most_lead_ms / FRAME_MS)
         self._fade = round(AGENT_RATE_HZ * self.config.fade_ms / 1000)
         self._silence = np.zeros(AGENT_FRAME, np.float32)
         self._silence.setflags(write=False)
@@ -142,6 +158,7 @@ class Playout:
 
     def stop(self) -> None:
         """Fade out within the next frame, then be silent; later chunks are refused."""
+        self._adapt()
         if self._response is None or not self._response.heard or self._gain == 0.0:
             self._response = None
         else:
@@ -167,10 +184,12 @@ class Playout:
             response.waited += 1
         if response is None or not response.released or (self._gain == 0.0 and self._target == 0.0):
             return self._pull_murmur()
-        if not response.heard and not response.finished and response.waited <= self._lead:
+        if not response.heard and not response.finished and response.waited <= min(self.pace.lead, self._most_lead):
             return self._pull_murmur()
         if response.position >= response.length:
-            if not response.finished and response.heard:
+            if response.finished:
+                self._adapt()
+            elif response.heard:
                 self.underruns += 1
                 self._dry += 1
             return self._pull_murmur()
@@ -182,7 +201,7 @@ class Playout:
             frame[: len(tail)] += tail * np.linspace(1, 0, len(tail), dtype=np.float32)
             self._murmur = self._murmur[:0]
         if not response.heard:
-            self._played = True
+            self._waited = response.waited - 1
         response.heard = max(response.heard, response.position)
         if self._stopping:
             self._response = None
@@ -223,11 +242,10 @@ class Playout:
         return self._response if self._response and self._response.epoch == epoch else None
 
     def _adapt(self) -> None:
-        """Learn from the response before, if it was played at all, how long the next one should wait."""
-        if self._played:
-            wanted = self._lead + self._dry if self._dry else int(LEAD_SHRINKS * self._lead)
-            self._lead = min(wanted, round(self.config.most_lead_ms / FRAME_MS))
-        self._played, self._dry = False, 0
+        """Learn from the response that is over, if it was played at all and was not learnt from before."""
+        if self._waited is not None:
+            self.pace.learn(self._waited, self._dry, self._most_lead)
+        self._waited, self._dry = None, 0
 
     def _pull_murmur(self) -> Samples:
         if not len(self._murmur):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from duplex.audio import AGENT_FRAME
-from duplex.playout import Playout, PlayoutConfig
+from duplex.playout import Pace, Playout, PlayoutConfig
 
 
 def filled(words: int = 10, samples: int = 2400) -> Playout:
@@ -105,6 +105,29 @@ def test_the_wait_has_a_limit_and_ends_with_the_response() -> None:
     assert respond(playout, 6, 0.3, frames=3)[0] <= 3 / 0.3  # a short one is whole before the wait is over
     never = Playout(PlayoutConfig(most_lead_ms=0.0))
     assert all(respond(never, epoch, 0.5)[0] <= 1 for epoch in range(1, 4))
+
+
+def test_what_one_conversation_learns_the_next_one_knows() -> None:
+    pace = Pace()
+    first, second = Playout(pace=pace), Playout(pace=pace)
+    dry = respond(first, 1, 0.8)[1]
+    assert not first.pull().any()  # it is over
+    wait, less = respond(second, 1, 0.8)
+    assert wait >= dry > 15 and less <= 2
+    assert respond(Playout(PlayoutConfig(most_lead_ms=0.0), pace), 1, 0.8)[0] <= 1
+
+
+def test_a_response_that_had_waited_and_ran_dry_all_the_same_makes_the_next_one_wait_longer_than_both() -> None:
+    playout = Playout()
+    playout.begin(1)
+    playout.put(1, np.ones(5 * AGENT_FRAME, np.float32), [])
+    for _ in range(20):  # prepared, and let out 20 frames later
+        playout.pull()
+    playout.release(1)
+    for _ in range(5 + 7):
+        playout.pull()
+    playout.begin(2)
+    assert playout.underruns == 7 and playout.pace.lead == 27
 
 
 def test_a_response_that_nobody_heard_teaches_nothing() -> None:
