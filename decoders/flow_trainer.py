@@ -158,7 +158,7 @@ class FlowTrainer:
                 losses.append(self._polish(crops, polish, generator, chunked))
             now = clock()
             self.spent, before = self.spent + now - before, now
-            if now - told >= config.tell_s or self.spent >= config.seconds:
+            if now - told >= config.tell_s or self.spent >= self._ends(self.part):
                 loss, prior = torch.stack(losses).mean(0).tolist()
                 if math.isfinite(loss) and _finite(self.average):
                     good = _snapshot(self)
