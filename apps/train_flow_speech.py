@@ -25,7 +25,7 @@ from duplex.errors import InputError
 
 KEPT_BACK = 50  # one reply in so many
 HELD_CODES = 80  # of a reply that is kept back, from its beginning
-MOST_HELD = {"cuda": 96, "cpu": 24}
+MOST_HELD, MOST_HELD_ON_CPU = 96, 24
 _NAMES = [each.name for each in dataclasses.fields(Taught)]
 
 
@@ -64,7 +64,7 @@ def make_speech(shards: list[Path], tokenizer: SpeechTokenizer, hours: float, de
         speech = store(parts(), mean, deviation)
         kept_back = store(back, mean, deviation)
         longest = int(kept_back.offsets.diff().max())
-        return speech, kept_back.beginnings(min(HELD_CODES, longest), MOST_HELD[device.type])
+        return speech, kept_back.beginnings(min(HELD_CODES, longest), MOST_HELD_ON_CPU if device.type == "cpu" else MOST_HELD)
     except ValueError as error:
         raise InputError(f"The replies in {shards[0].parent} cannot be learnt from: {error}.") from error
 

@@ -26,7 +26,7 @@ from decoders.flow_training import counted_mean
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What a batch of crops looks like to the estimator; made once per batch, without gradients."""
+    """What a batch of crops looks like to the estimator; made once per batch."""
 
     given: Tensor
     """[B, t, I - M]"""
@@ -38,9 +38,8 @@ class Conditions:
     """[B, t] bool, frames whose error counts."""
 
 
-@torch.no_grad()
 def conditions(flow: Flow, crops: Crops, *, chunked: bool) -> Conditions:
-    """Conditions of crops. chunked: whether the chunk mask is on."""
+    """Conditions of crops, with gradients if the flow's weights have any. chunked: whether the chunk mask is on."""
     config = flow.config
     chunk = config.chunk if chunked else None
     kept = crops.kept()

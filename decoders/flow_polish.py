@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from decoders.flow import Flow
+from decoders.flow_distillation import conditions, times_on
 from decoders.flow_speech import Crops
 from decoders.flow_training import counted_mean
 
@@ -61,13 +62,8 @@ class Polish:
 
 def one_pass(flow: Flow, crops: Crops, start: Tensor, *, chunked: bool) -> Tensor:
     """Frames [B, t, M] float32 by one step from noise [B, t, M] to the end, with gradients."""
-    config = flow.config
-    chunk = config.chunk if chunked else None
-    kept = crops.kept()
-    mean = flow.encode(crops.codes, chunk=chunk, kept=kept)
-    given = flow.conditions(mean, None, torch.zeros_like(mean))
-    mask = flow.mask(0, mean.shape[1], chunk, kept.repeat_interleave(config.ratio, dim=1))
+    seen = conditions(flow, crops, chunked=chunked)
     estimator = flow.decoder.estimator
-    whole = torch.ones(1, device=start.device)
-    inputs = torch.cat((start.to(given.dtype), given), dim=2)
-    return start + estimator(inputs, estimator.shifts(0.0 * whole, whole), mask).float()
+    times = times_on(start.device, 1)  # 0 and 1
+    inputs = torch.cat((start.to(seen.given.dtype), seen.given), dim=2)
+    return start + estimator(inputs, estimator.shifts(times[:1], times.diff()), seen.mask).float()

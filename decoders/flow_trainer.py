@@ -272,7 +272,7 @@ class FlowTrainer:
 
 
 def begin(sizes: FlowConfig, config: FlowTrainerConfig, device: torch.device | str, start: Flow | None = None) -> FlowTrainer:
-    """A run with random weights, the same for the same seed, or with those of a flow of these sizes. ValueError for one of others."""
+    """A run with random weights, the same for the same seed, or with those of a flow of these sizes. WeightsError for one of others."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         learner = Flow(sizes)
@@ -280,7 +280,7 @@ def begin(sizes: FlowConfig, config: FlowTrainerConfig, device: torch.device | s
         try:
             learner.load_state_dict(start.state_dict())
         except RuntimeError as error:
-            raise ValueError("the flow to begin with has other sizes") from error
+            raise WeightsError("The flow to begin with has other sizes; begin without it, or with another.") from error
     return _trainer(learner.to(device), config)
 
 

@@ -105,7 +105,7 @@ def test_the_last_part_makes_one_pass_sound_better(held: Crops, tmp_path: Path) 
     assert other.part == POLISH and other.step == trainer.step and same(trainer, other)
     with pytest.raises(ValueError, match="judges sound"):
         other.run(speech(), None, clock=clock())
-    with pytest.raises(ValueError, match="other sizes"):
+    with pytest.raises(WeightsError, match="other sizes"):
         begin(dataclasses.replace(SMALL, mel=5), QUICK, "cpu", known.average)
 
 
