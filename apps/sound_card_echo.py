@@ -1,6 +1,8 @@
 """The echo reference: what the loudspeaker played, placed beside the microphone frame of the same moment.
 
-The two streams' time stamps say where; `lead_ms` early, so that an echo never comes before its cause.
+The two streams' time stamps say where; `lead_ms` early, so that an echo never comes before its cause. Through a sound server the stamps
+wander by tens of milliseconds while the streams themselves, counted in samples, keep their distance; every move of the reference costs the
+canceller what it has learnt, and for a second the agent would hear itself. So once something has been played, only `realign_ms` move it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ class EchoReference:
         self._far_start = 0  # position of far[0] in what was played
         self._shift: int | None = None  # position in what was played minus position in the microphone, of the same moment
         self._frames = 0
+        self._sounded = False  # the canceller has had something to learn from
 
     def beside(self, near_index: int) -> Samples:
         """[USER_FRAME] of what was played while near_index.. was recorded; zeros where nothing is known."""
@@ -40,14 +43,16 @@ class EchoReference:
             source = self._far[max(begin, 0) : max(begin + USER_FRAME, 0)]
             at = max(-begin, 0)
             out[at : at + len(source)] = source[: USER_FRAME - at] if at < USER_FRAME else 0
+        self._sounded = self._sounded or bool(out.any())
         return out
 
     def _align(self) -> None:
-        """Move the reference only when the stamps have said so by more than half a frame: a canceller has to learn each move."""
+        """Move the reference when the stamps say so: freely before anything was played, then only by more than `realign_ms`."""
         near_s, far_s = self._microphone.clock.origin_s(), self._loudspeaker.clock.origin_s()
         if near_s is None or far_s is None:
             return
         shift = round((near_s - far_s + self._config.lead_ms / 1000) * USER_RATE_HZ)
-        if self._shift is None or abs(shift - self._shift) > USER_FRAME // 2:
-            self._stats.realigned += self._shift is not None
+        most_off = self._config.realign_ms * USER_RATE_HZ // 1000 if self._sounded else 0
+        if self._shift is None or abs(shift - self._shift) > most_off:
+            self._stats.realigned += self._sounded
             self._shift = shift

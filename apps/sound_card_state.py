@@ -9,7 +9,7 @@ import numpy as np
 from duplex.audio import FRAME_MS
 from duplex.errors import ConfigError
 
-STAMPS = 64  # of the last 0.64 s
+STAMPS = 256  # of the last 2.56 s
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,10 @@ class SoundCardConfig:
     """The queue may stray so far from `queue_ms` before a silent frame is left out or repeated."""
     most_committed_ms: int = 200
     """`send` waits while so much is queued and in the device."""
-    lead_ms: int = 10
+    lead_ms: int = 40
     """The echo reference runs ahead of the microphone by this, to make up for wrong time stamps."""
+    realign_ms: int = 40
+    """The echo reference is moved against the microphone when the time stamps have put it so far off."""
     gone_s: float = 1.0
     """A device whose callback is silent so long is gone."""
     start_s: float = 2.5
@@ -40,7 +42,17 @@ class SoundCardConfig:
     """Share of the rate; the two nearest rates in use, 44.1 and 48 kHz, are 8 % apart."""
 
     def __post_init__(self) -> None:
-        for key in ("latency_ms", "queue_ms", "slack_ms", "gone_s", "start_s", "retry_s", "rate_window_s", "rate_tolerance"):
+        for key in (
+            "latency_ms",
+            "queue_ms",
+            "slack_ms",
+            "realign_ms",
+            "gone_s",
+            "start_s",
+            "retry_s",
+            "rate_window_s",
+            "rate_tolerance",
+        ):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key} must be positive, not {getattr(self, key)}.")
         if self.away_s < 0:
@@ -67,7 +79,7 @@ class SoundCardStats:
     repeated_ms: float = 0.0
     """Silence put in because the loudspeaker's queue had shrunk."""
     realigned: int = 0
-    """Times the echo reference was moved against the microphone."""
+    """Times the echo reference was moved against the microphone after something had been played."""
     reopened: int = 0
     """Times a device went away, or changed its rate, and the conversation went on."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,6 +54,8 @@ class FakeCards:
         self.tries = 0
         self.rescans = 0
         self.in_pace = 1.0
+        self.stamp_off_s: Callable[[float], float] = lambda now_s: 0.0
+        """How far off the microphone's time stamps are at a moment."""
 
     def rescan(self) -> None:
         self.rescans += 1
@@ -108,7 +110,7 @@ class FakeCards:
                 known = (span >= 0) & (span < len(self.played))
                 echo = np.zeros(self.input.block, np.float32)
                 echo[known] = self.played[span[known]]
-                times = SimpleNamespace(inputBufferAdcTime=self.now_s - 0.02, currentTime=self.now_s)
+                times = SimpleNamespace(inputBufferAdcTime=self.now_s - 0.02 + self.stamp_off_s(self.now_s), currentTime=self.now_s)
                 self.input.callback(echo[:, None], len(echo), times, None)
                 self.input.count += len(echo)
 
@@ -163,9 +165,10 @@ def silence(_: int) -> Samples:
 
 
 def lag_ms(far: Samples, near: Samples) -> tuple[float, float]:
-    """(by how much near comes after far, normalised correlation there)."""
+    """(by how much near comes after far, normalised correlation of what they share there)."""
     size = 1 << (2 * len(far)).bit_length()
     cross = np.fft.irfft(np.conj(np.fft.rfft(far, size)) * np.fft.rfft(near, size), size)
     peak = int(np.argmax(cross))
     lag = peak if peak < size // 2 else peak - size
-    return 1000 * lag / USER_RATE_HZ, float(cross[peak] / (np.linalg.norm(far) * np.linalg.norm(near) + 1e-12))
+    cause, effect = far[max(-lag, 0) : len(far) - max(lag, 0)], near[max(lag, 0) : len(near) - max(-lag, 0)]
+    return 1000 * lag / USER_RATE_HZ, float(cross[peak] / (np.linalg.norm(cause) * np.linalg.norm(effect) + 1e-12))

@@ -65,6 +65,31 @@ async def test_the_reference_lies_just_before_its_echo(open_fake: Any, in_rate: 
     assert cards.stats.lost_input_ms == 0
 
 
+async def test_stamps_that_wander_leave_the_reference_where_it_is(open_fake: Any) -> None:
+    fake = FakeCards(echo_ms=30)
+    fake.stamp_off_s = lambda now_s: 0.02 * np.sin(2 * np.pi * (now_s - 100) / 8)  # as through PulseAudio
+    cards = await open_fake(fake)
+    narrow = resample(np.random.default_rng(0).normal(0, 0.1, 6_000 * 20).astype(np.float32), 6_000, AGENT_RATE_HZ)
+    near, far = await talk(fake, cards, 1_000, lambda i: narrow[i * AGENT_FRAME : (i + 1) * AGENT_FRAME])
+    seconds = [slice(start, start + USER_RATE_HZ) for start in range(2 * USER_RATE_HZ, len(near) - USER_RATE_HZ, USER_RATE_HZ)]
+    delays_ms = [lag_ms(far[part], near[part])[0] for part in seconds]
+    assert max(delays_ms) - min(delays_ms) < 0.2
+    assert min(delays_ms) > 30  # still ahead of its echo
+    assert cards.stats.realigned == 0
+
+
+async def test_a_jump_that_the_stamps_keep_to_moves_the_reference_once(open_fake: Any) -> None:
+    fake = FakeCards(echo_ms=30)
+    fake.stamp_off_s = lambda now_s: 0.0 if now_s < 105 else -0.1
+    cards = await open_fake(fake)
+    narrow = resample(np.random.default_rng(0).normal(0, 0.1, 6_000 * 12).astype(np.float32), 6_000, AGENT_RATE_HZ)
+    near, far = await talk(fake, cards, 600, lambda i: narrow[i * AGENT_FRAME : (i + 1) * AGENT_FRAME])
+    before, after = slice(3 * USER_RATE_HZ, 5 * USER_RATE_HZ), slice(9 * USER_RATE_HZ, 11 * USER_RATE_HZ)
+    moved_ms = lag_ms(far[after], near[after])[0] - lag_ms(far[before], near[before])[0]
+    assert moved_ms == pytest.approx(-100, abs=1)
+    assert cards.stats.realigned == 1
+
+
 async def test_what_is_sent_is_played_unbroken_on_every_channel(open_fake: Any) -> None:
     fake = FakeCards(mono_refused=True)
     cards = await open_fake(fake)
