@@ -37,7 +37,7 @@ REMEMBERED = 10
 class PointerDrawConfig:
     """How codes are drawn."""
 
-    temperature: float = 0.5
+    temperature: float = 0.3
     """Of the digits; 0 always takes the likeliest, 1 is the network's own distribution."""
     advance_temperature: float = 0.8
     """Of the pointer's advance."""
