@@ -26,6 +26,7 @@ from decoders.flow_trainer import TEACH, FlowTrainer, FlowTrainerConfig, Progres
 from decoders.flow_voice import VOICE, VoiceFlow
 from decoders.speech_tokenizer import SpeechTokenizer
 from decoders.speech_tokenizer_training import SoundDistance
+from decoders.training_ranks import join_ranks
 from decoders.vits_net import VitsNet
 from duplex.errors import ConfigError, InputError, OutputError
 
@@ -79,6 +80,8 @@ def run_training(args: argparse.Namespace, sizes: FlowConfig = VOICE) -> int:
     )
     if args.dry_run:
         return 0
+    ranks = join_ranks(device)
+    device = ranks.device(device)
     if device.type == "cpu":
         torch.set_num_threads(args.threads)
     else:
@@ -90,7 +93,8 @@ def run_training(args: argparse.Namespace, sizes: FlowConfig = VOICE) -> int:
     tokenizer = SpeechTokenizer.load(work / "tokenizer.safetensors", device)
     mean, deviation = tokenizer.mean.float(), tokenizer.deviation.float()
     began = time.monotonic()
-    speech, held = make_speech(shards, tokenizer, args.hours, device)
+    with ranks.first_first():
+        speech, held = make_speech(shards, tokenizer, args.hours, device)
     print(f"{len(speech) * 4 / 86.13 / 3600:.2f} h of speech after {time.monotonic() - began:.0f} s", flush=True)
     checkpoint = work / "flow.pt"
     if args.resume and checkpoint.exists():
@@ -103,7 +107,10 @@ def run_training(args: argparse.Namespace, sizes: FlowConfig = VOICE) -> int:
         if config.polish_share:
             teacher = VitsNet.load(work / "teacher.safetensors", device)
             polish = Polish(SoundDistance(teacher, device), mean, deviation, args.temperature)
-        trainer.run(speech, held, checkpoint, polish, _tell)
+        trainer.run(speech, held, checkpoint, polish, _tell, ranks=ranks)
+        ranks.end()
+        if not ranks.first:
+            return 0
         temperature = args.temperature if polish else calm(trainer.average, held, args.steps, spans=trainer.part != TEACH)
         table = report(trainer, tokenizer, held, temperature)
         print("\n" + table, flush=True)

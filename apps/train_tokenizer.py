@@ -32,6 +32,7 @@ from decoders.speech_tokenizer_training import (
     train_tokenizer,
 )
 from decoders.teacher import FRAMES_HZ, Taught, latents_only
+from decoders.training_ranks import Ranks, join_ranks
 from decoders.vits_net import VitsNet
 from duplex.errors import ConfigError, InputError, OutputError
 
@@ -74,16 +75,19 @@ def run_training(args: argparse.Namespace) -> int:
             load_teacher(args, work, device).pack(args.pack_teacher)
             print(f"wrote {args.pack_teacher}")
             return 0
-        return _train(args, work, device)
+        ranks = join_ranks(device)
+        return _train(args, work, ranks.device(device), ranks)
     except OSError as error:
         raise OutputError(f"The training's files could not be written: {error}.") from error
 
 
-def _train(args: argparse.Namespace, work: Path, device: torch.device) -> int:
-    teacher = load_teacher(args, work, device)
-    if args.wait:
+def _train(args: argparse.Namespace, work: Path, device: torch.device, ranks: Ranks) -> int:
+    with ranks.first_first():
+        teacher = load_teacher(args, work, device)
+    if args.wait and ranks.alone:
         wait_for_hours(work, args.hours, args.wait_minutes * 60)
-    speech, held = _speech(work, args.hours, teacher, device)
+    with ranks.first_first():
+        speech, held = _speech(work, args.hours, teacher, device)
     cuda = device.type == "cuda"
     config = TokenizerTrainingConfig(
         seconds=args.minutes * 60, rows=args.rows or (256 if cuda else 16), codes=args.codes, seed=args.seed
@@ -92,7 +96,10 @@ def _train(args: argparse.Namespace, work: Path, device: torch.device) -> int:
         config = replace(config, sound_rows=2)
     sizes = SpeechTokenizerConfig(channels=teacher.config.channels)
     checkpoint = work / f"tokenizer-{args.hours:g}-{args.seed}.pt"
-    net, curve = train_tokenizer(speech, teacher, sizes, config, checkpoint, _tell, lambda text: print(text, flush=True))
+    net, curve = train_tokenizer(speech, teacher, sizes, config, checkpoint, _tell, lambda text: print(text, flush=True), ranks)
+    ranks.end()
+    if not ranks.first:
+        return 0
     args.out.parent.mkdir(parents=True, exist_ok=True)
     net.save(args.out)
     shipped = SpeechTokenizer.load(args.out, device)  # judged as it is shipped: in fp16

@@ -18,6 +18,7 @@ from decoders import pointer_lm_data as data
 from decoders.pointer_lm import PointerLM, PointerLMConfig, count
 from decoders.pointer_lm_training import Losses, PointerTrainingConfig, Progress, Run, judge, precision, train
 from decoders.pointer_lm_weights import WEIGHTS, load, save
+from decoders.training_ranks import join_ranks
 from duplex.errors import ConfigError, OutputError
 
 CODES_A_SECOND = {"cuda": 700_000, "cpu": 1_500}
@@ -68,6 +69,10 @@ def run_training(args: argparse.Namespace) -> int:
     cost(args, device, work)
     if args.dry_run:
         return 0
+    ranks = join_ranks(device)
+    device = ranks.device(device)
+    if args.follow and not ranks.alone:
+        raise ConfigError("Several GPUs train together on shards that are all there; leave out --follow.")
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cuda.enable_cudnn_sdp(False)  # its masked attention is the one that differs most between versions
@@ -82,7 +87,10 @@ def run_training(args: argparse.Namespace) -> int:
     checkpoint = work / f"voice-lm-{args.stage}-{net.config.width}-{net.config.layers}-{args.seed}.pt"
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        run, material, kept = train(shelf, net, config, checkpoint, tell, lambda done, _: save(done, args.out), until)
+        run, material, kept = train(shelf, net, config, checkpoint, tell, lambda done, _: save(done, args.out), until, ranks)
+        ranks.end()
+        if not ranks.first:
+            return 0
         if not run.step:
             raise ConfigError("No time was left to train after loading; give more --minutes.")
         save(net, args.out)

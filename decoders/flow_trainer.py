@@ -31,6 +31,7 @@ from decoders.flow_judging import Judged, judge
 from decoders.flow_polish import Polish
 from decoders.flow_speech import Crops, SpeechStore
 from decoders.flow_training import cosine_moments, speech_loss
+from decoders.training_ranks import ALONE, Ranks
 from duplex.errors import WeightsError
 
 TEACH, DISTIL, POLISH = "directions", "few steps", "sound"
@@ -116,6 +117,8 @@ class FlowTrainer:
     slower: float = 1.0
     """Factor on the rate, halved by each accident."""
     curve: list[Progress] = field(default_factory=list)
+    ranks: Ranks = ALONE
+    """Those that train together."""
 
     def run(
         self,
@@ -125,21 +128,25 @@ class FlowTrainer:
         polish: Polish | None = None,
         tell: Callable[[Progress], None] = lambda progress: None,
         clock: Callable[[], float] = time.monotonic,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Train until the time is spent; clock is read once a step. polish: needed when a share of the time is for it.
+
+        ranks: those that train together, each with the same speech; the first one's clock counts, and it alone tells and saves.
 
         Raises OSError when the checkpoint cannot be written.
         """
         config, device = self.config, speech.codes.device
         if config.polish_share and polish is None:
             raise ValueError("flow_trainer: the third part needs something that judges sound")
+        self.ranks = ranks
         generator = torch.Generator(device).manual_seed(
-            config.seed + 1000 * self.step + (self.part == DISTIL) + 2 * (self.part == POLISH)
+            config.seed + 1000 * self.step + (self.part == DISTIL) + 2 * (self.part == POLISH) + 1_000_003 * ranks.index
         )
         choices = torch.Generator().manual_seed(config.seed + self.step)
         good = _snapshot(self)
         losses: list[Tensor] = []
-        told = saved = before = clock()
+        told = saved = before = ranks.agreed(clock())
         while self.spent < config.seconds:
             if self.part == TEACH and self.spent >= self._ends(TEACH):
                 self.graduate()
@@ -156,10 +163,10 @@ class FlowTrainer:
             else:
                 assert polish is not None
                 losses.append(self._polish(crops, polish, generator, chunked))
-            now = clock()
+            now = ranks.agreed(clock())
             self.spent, before = self.spent + now - before, now
             if now - told >= config.tell_s or self.spent >= self._ends(self.part):
-                loss, prior = torch.stack(losses).mean(0).tolist()
+                loss, prior = ranks.mean(torch.stack(losses).mean(0)).tolist()
                 if math.isfinite(loss) and _finite(self.average):
                     good = _snapshot(self)
                 else:
@@ -167,9 +174,10 @@ class FlowTrainer:
                 error = judged(self.average, held, 2, spans=self.part != TEACH).error if held is not None else math.nan
                 progress = Progress(self.part, self.step, self.spent, loss, prior, error)
                 self.curve.append(progress)
-                tell(progress)
+                if ranks.first:
+                    tell(progress)
                 losses, told = [], now
-            if checkpoint is not None and (now - saved >= config.save_s or self.spent >= config.seconds):
+            if ranks.first and checkpoint is not None and (now - saved >= config.save_s or self.spent >= config.seconds):
                 self.save(checkpoint)
                 saved = now
 
@@ -235,6 +243,7 @@ class FlowTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         weights = [weight for weight in self.learner.parameters() if weight.requires_grad]
+        self.ranks.average_gradients(weights)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         self.optimizer.step()
         self.step += 1

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from decoders import pointer_lm_data as data
 from decoders.pointer_lm import PointerLM, PointerLMConfig
 from decoders.pointer_lm_data import Batch, Material, Shelf, Stock
+from decoders.training_ranks import ALONE, Ranks
 from duplex.errors import WeightsError
 
 log = logging.getLogger(__name__)
@@ -199,12 +200,14 @@ def train(
     tell: Callable[[Progress], None],
     keep: Callable[[PointerLM, Run], None],
     until: float | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Run, Material, Stock]:
     """Teach `net` in place; goes on from `checkpoint` when it is there, and leaves the newest state in it.
 
     Shards that come while it trains are taken up at the next pass. tell, keep: called at each report, and with each checkpoint to
-    write the weights out. until: `time.monotonic()` at which this run ends, `config.seconds` from now if None. Returns the material and
-    the kept replies, too. Raises WeightsError for a checkpoint or data that do not fit.
+    write the weights out. until: `time.monotonic()` at which this run ends, `config.seconds` from now if None. ranks: those that train
+    together on shards that are all there; the first one's clock counts, and it alone tells and saves. Returns the material and the kept
+    replies, too. Raises WeightsError for a checkpoint or data that do not fit.
     """
     optimizer = _optimizer(net, config)
     run = _resume(checkpoint, net, optimizer) if checkpoint.exists() else Run()
@@ -212,42 +215,44 @@ def train(
     learn, kept = split(material, config, net.config)
     if not run.step:
         _measure(net, material)
-    before, began = run.seconds, time.monotonic()
-    until = began + config.seconds if until is None else until
+    before, began = run.seconds, ranks.agreed(time.monotonic())
+    until = began + config.seconds if until is None else ranks.agreed(until)
     told = saved = judged = read = began
     running, recent = math.nan, list[Tensor]()
     compiled = _compile(net, shelf.device) if config.compile else False
     net.train()
     while True:
-        if time.monotonic() - read > config.read_every_s and shelf.waiting():
+        if ranks.alone and time.monotonic() - read > config.read_every_s and shelf.waiting():
             del material, learn, kept  # the largest of it is not there twice
             material, read = shelf.read(), time.monotonic()
             learn, kept = split(material, config, net.config)
-        rows = _pass(learn, config, np.random.default_rng((config.seed, run.step))).to(shelf.device)
+        rows = _pass(learn, config, np.random.default_rng((config.seed, run.step)), ranks.count * config.rows).to(shelf.device)
+        rows = rows[: len(rows) // ranks.count * ranks.count][ranks.index :: ranks.count]
         for start in range(0, len(rows) - config.rows + 1, config.rows):
-            now = time.monotonic()
+            now = ranks.agreed(time.monotonic())
             run.seconds = before + now - began
             passed = run.seconds / max(before + until - began, 1e-3)
             passed = max(passed, run.epochs / config.most_passes, run.step / config.most_steps if config.most_steps else 0.0)
             if passed >= 1.0:
-                _save(checkpoint, net, optimizer, run)
+                if ranks.first:
+                    _save(checkpoint, net, optimizer, run)
                 return run, material, kept
             rate = config.rate * run.slower * _share(passed, config)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             try:
-                loss, codes = _step(net, material, learn, rows[start : start + config.rows], optimizer, config)
+                loss, codes = _step(net, material, learn, rows[start : start + config.rows], optimizer, config, ranks)
             except Exception as error:
-                if not compiled or isinstance(error, torch.cuda.OutOfMemoryError):
+                if not compiled or not ranks.alone or isinstance(error, torch.cuda.OutOfMemoryError):
                     raise
                 log.warning("compiled layers failed (%s); going on without compiling", str(error).splitlines()[:1])
                 compiled = _plain(net)
                 continue
             recent.append(loss)
-            run.step, run.codes, run.epochs = run.step + 1, run.codes + codes, run.epochs + config.rows / len(rows)
+            run.step, run.codes, run.epochs = run.step + 1, run.codes + ranks.count * codes, run.epochs + config.rows / len(rows)
             if len(recent) < 10 and now - told < config.tell_every_s:
                 continue
-            mean = float(torch.stack(recent).mean())
+            mean = float(ranks.mean(torch.stack(recent).mean()))
             recent.clear()
             if not math.isfinite(mean):
                 run = _step_back(checkpoint, net, optimizer, run)
@@ -255,39 +260,44 @@ def train(
             running = mean if math.isnan(running) else 0.8 * running + 0.2 * mean
             if now - told >= config.tell_every_s:
                 told, held = now, math.nan
-                tell(
-                    Progress(
-                        run.step, run.seconds, before + until - began, running, run.codes, run.epochs, rate, len(material.whole)
-                    )
-                )
+                of_seconds, replies = before + until - began, len(material.whole)
+                if ranks.first:
+                    tell(Progress(run.step, run.seconds, of_seconds, running, run.codes, run.epochs, rate, replies))
                 if now - judged >= config.judge_every_s:
                     judged = now
                     held = judge(net, material, kept, config, hidden=material.replies.hidden is not None, plain=False, most=1).total
                 run.curve.append([run.seconds, run.codes, running, held])
-            if now - saved >= config.save_every_s:
+            if ranks.first and now - saved >= config.save_every_s:
                 saved = now
                 _save(checkpoint, net, optimizer, run)
                 keep(net, run)
 
 
-def _pass(learn: Stock, config: PointerTrainingConfig, order: np.random.Generator) -> Tensor:
-    """Rows of one pass over the replies in random order, [rows, documents]; at least a batch of them."""
+def _pass(learn: Stock, config: PointerTrainingConfig, order: np.random.Generator, least: int) -> Tensor:
+    """Rows of one pass over the replies in random order, [rows, documents]; at least so many of them."""
     lengths = (learn.positions.offsets[1:] - learn.positions.offsets[:-1]).tolist()
     rows = data.packed(data.pack(lengths, data.epoch(learn, config.plain, config.cut, order), config.length))
     rows = rows[torch.from_numpy(order.permutation(len(rows)))]
-    return rows if len(rows) >= config.rows else rows[torch.arange(config.rows) % len(rows)]
+    return rows if len(rows) >= least else rows[torch.arange(least) % len(rows)]
 
 
 def _step(
-    net: PointerLM, material: Material, learn: Stock, rows: Tensor, optimizer: torch.optim.Optimizer, config: PointerTrainingConfig
+    net: PointerLM,
+    material: Material,
+    learn: Stock,
+    rows: Tensor,
+    optimizer: torch.optim.Optimizer,
+    config: PointerTrainingConfig,
+    ranks: Ranks,
 ) -> tuple[Tensor, int]:
-    """One update. Returns its loss [] on the device, and how many codes it was of."""
+    """One update. Returns its loss [] on the device, and how many codes this process's part was of."""
     one = data.batch(net.config, learn, rows, config.length, config.hidden, config.noise)
     optimizer.zero_grad(set_to_none=True)
     with precision(rows.device):
         each, _ = losses(net, material, one)
         loss = each.sum()
     torch.autograd.backward(loss)
+    ranks.average_gradients(net.parameters())
     torch.nn.utils.clip_grad_norm_([p for p in net.parameters() if p.grad is not None], config.clip)
     optimizer.step()
     return loss.detach(), len(one.code_at)

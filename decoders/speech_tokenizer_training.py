@@ -33,6 +33,7 @@ from decoders.speech_tokenizer import (
     per_digit,
     quantize,
 )
+from decoders.training_ranks import ALONE, Ranks
 from decoders.vits_net import VITS_RATE_HZ, VitsNet
 from duplex.errors import WeightsError
 from duplex.mel_filters import mel_filters
@@ -181,9 +182,11 @@ def train_tokenizer(
     checkpoint: Path,
     tell: Callable[[TokenizerProgress], None] = lambda progress: None,
     say: Callable[[str], None] = print,
+    ranks: Ranks = ALONE,
 ) -> tuple[SpeechTokenizer, list[list[float]]]:
     """Teach a tokenizer on the device of `speech`; goes on from `checkpoint` when it is there.
 
+    ranks: those that train together, each with the same speech; the first one's clock counts, and it alone tells and saves.
     Returns it, ready for use, and the curve: [seconds, latents, sound, phones] of each report. Raises WeightsError for a checkpoint
     that does not fit, ValueError for less speech than one crop.
     """
@@ -199,12 +202,12 @@ def train_tokenizer(
         net.parameters(), lr=config.rate, weight_decay=config.decay, betas=(0.9, 0.98), fused=device.type == "cuda"
     )
     run = _resume(checkpoint, net, optimizer) if checkpoint.exists() else _Run()
-    generator = torch.Generator(device).manual_seed(config.seed + run.step)
+    generator = torch.Generator(device).manual_seed(config.seed + run.step + 1_000_003 * ranks.index)
     rng = random.Random(config.seed + run.step)
     distance = SoundDistance(teacher, device)
     rows, sound_weight = config.rows, config.sound_weight
     sums, since = torch.zeros(4, device=device), 0
-    began = told = saved = time.monotonic()
+    began = told = saved = ranks.agreed(time.monotonic())
     before = run.seconds
     net.train()
     while run.seconds < config.seconds:
@@ -219,7 +222,7 @@ def train_tokenizer(
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
         except torch.OutOfMemoryError:
-            if rows <= 8:
+            if rows <= 8 or not ranks.alone:
                 raise
             rows //= 2
             optimizer.zero_grad(set_to_none=True)
@@ -228,30 +231,33 @@ def train_tokenizer(
             run.seconds = before + time.monotonic() - began
             continue
         except RuntimeError as error:
-            if not sound_weight:
+            if not sound_weight or not ranks.alone:
                 raise
             sound_weight = 0.0
             say(f"the sound loss does not work on this machine and is left out ({str(error).splitlines()[0]})")
             run.seconds = before + time.monotonic() - began
             continue
+        ranks.average_gradients(net.parameters())
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         run.step += 1
         since += 1
         sums += losses.detach()
-        now = time.monotonic()
+        now = ranks.agreed(time.monotonic())
         run.seconds = before + now - began
         if now - told >= config.tell_every_s or run.seconds >= config.seconds:
-            means = (sums / since).tolist()
+            means = ranks.mean(sums / since).tolist()
             run.curve.append([run.seconds, *means[:3]])
             names = dict(zip(("latents", "sound", "phones", "use"), means, strict=True))
-            tell(TokenizerProgress(run.step, run.seconds, config.seconds, names, since / max(now - told, 1e-6)))
+            if ranks.first:
+                tell(TokenizerProgress(run.step, run.seconds, config.seconds, names, since / max(now - told, 1e-6)))
             sums.zero_()
             since, told = 0, now
-        if now - saved >= config.save_every_s:
+        if ranks.first and now - saved >= config.save_every_s:
             _save(checkpoint, net, optimizer, run)
             saved = now
-    _save(checkpoint, net, optimizer, run)
+    if ranks.first:
+        _save(checkpoint, net, optimizer, run)
     net.requires_grad_(False).train(False)
     return net, run.curve
 
