@@ -103,15 +103,16 @@ def own_voice(parts: Parts) -> tuple[EdgeVoice | None, str]:
 
 
 def voice_rows(voice: EdgeVoice, parts: Parts, system_prompt: str, folder: Path = WEIGHTS) -> list[Row]:
-    """The own voice without and with hidden states, streamed as in a session."""
+    """The own voice with and without hidden states, streamed as in a session; the way in which the profile speaks comes last."""
     sources = [path for pattern in SPEAKS for path in sorted(FOLDER.glob(pattern))]
     sources += [path for name in ("flow", "voice_lm") if (path := folder / f"{name}.safetensors").is_file()]
     told = copy.copy(voice)
     told.config = replace(voice.config, hidden_states=True)  # whichever the profile speaks with, both are judged
     settings = told.config, voice.speech.decoder.config, voice.token2wav.config, system_prompt
+    ways = sorted((("own voice, text alone", False), ("own voice", True)), key=lambda way: way[1] == voice.config.hidden_states)
     return [
         voice_row(name, told, parts, system_prompt, hidden=hidden, print_of=fingerprint(sources, name, settings))
-        for name, hidden in (("own voice, text alone", False), ("own voice", True))
+        for name, hidden in ways
     ]
 
 
