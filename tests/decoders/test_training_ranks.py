@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 
 def launch(count: int, *words: str) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    alone = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}  # whatever the machine's name leads to
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **alone}
     return subprocess.run([*launcher, *words], env=env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
 
