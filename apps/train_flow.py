@@ -93,8 +93,7 @@ def run_training(args: argparse.Namespace, sizes: FlowConfig = VOICE) -> int:
     tokenizer = SpeechTokenizer.load(work / "tokenizer.safetensors", device)
     mean, deviation = tokenizer.mean.float(), tokenizer.deviation.float()
     began = time.monotonic()
-    with ranks.first_first():
-        speech, held = make_speech(shards, tokenizer, args.hours, device)
+    speech, held = make_speech(shards, tokenizer, args.hours, device)
     print(f"{len(speech) * 4 / 86.13 / 3600:.2f} h of speech after {time.monotonic() - began:.0f} s", flush=True)
     checkpoint = work / "flow.pt"
     if args.resume and checkpoint.exists():

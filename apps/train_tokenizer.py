@@ -76,6 +76,8 @@ def run_training(args: argparse.Namespace) -> int:
             print(f"wrote {args.pack_teacher}")
             return 0
         ranks = join_ranks(device)
+        if args.wait and not ranks.alone:
+            raise ConfigError("Several GPUs train together on shards that are all there; leave out --wait.")
         return _train(args, work, ranks.device(device), ranks)
     except OSError as error:
         raise OutputError(f"The training's files could not be written: {error}.") from error
@@ -84,10 +86,9 @@ def run_training(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace, work: Path, device: torch.device, ranks: Ranks) -> int:
     with ranks.first_first():
         teacher = load_teacher(args, work, device)
-    if args.wait and ranks.alone:
+    if args.wait:
         wait_for_hours(work, args.hours, args.wait_minutes * 60)
-    with ranks.first_first():
-        speech, held = _speech(work, args.hours, teacher, device)
+    speech, held = _speech(work, args.hours, teacher, device)
     cuda = device.type == "cuda"
     config = TokenizerTrainingConfig(
         seconds=args.minutes * 60, rows=args.rows or (256 if cuda else 16), codes=args.codes, seed=args.seed

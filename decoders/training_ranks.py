@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 4 -m apps train flow ...
 
 Every process has all of the data and the same weights, draws its own crops, and takes a step with the mean of all gradients, so weights
-stay the same everywhere. Only the first one's clock counts, and only it reports and writes. Started as usual, a training is alone, and
-nothing of this costs anything.
+stay the same everywhere. Only the first one's clock counts, and only it tells of steps and writes. Started as usual, a training is
+alone, and nothing of this costs anything.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from apps import train_codes, train_teacher, train_tokenizer
 from decoders.speech_tokenizer import SpeechTokenizer
 from decoders.teacher import BEGIN_ID, END_ID
+from decoders.training_ranks import Ranks
 from decoders.vits_net import VitsNet, VitsNetConfig
 from duplex.errors import ConfigError, InputError
 
@@ -108,6 +109,12 @@ def test_waiting_ends_with_enough_the_end_or_the_time(work: Path, monkeypatch: p
     (work / "replies" / "DONE").unlink()
     train_teacher.wait_for_hours(work, 1e9, 0.0)
     assert len(slept) == count
+
+
+def test_several_gpus_wait_for_nothing(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_tokenizer, "join_ranks", lambda device: Ranks(0, 2))
+    with pytest.raises(ConfigError, match="leave out --wait"):
+        _run(train_tokenizer, "--work", str(work), "--minutes", "1", "--wait")
 
 
 def test_bad_input_is_told(work: Path) -> None:
