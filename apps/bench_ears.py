@@ -23,6 +23,7 @@ from agent.parts import Parts
 from agent.profiles import Profile
 from apps.bench_clips import clips
 from apps.bench_conversation import contains
+from apps.recorded_prompts import installed, prompts
 from duplex.audio import USER_FRAME, USER_RATE_HZ, Samples, user_samples
 from duplex.errors import ConfigError, InputError
 from duplex.metrics import Spread
@@ -76,12 +77,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_ears(profile: Profile, parts: Parts, args: argparse.Namespace) -> Iterator[str]:
     """Everything, line by line."""
-    said = _shipped() + [one for file in args.speech for one in read_speech(file)]
+    said = _shipped() + _recorded() + [one for file in args.speech for one in read_speech(file)]
     groups = list(dict.fromkeys(one.group for one in said))
     if args.limit:
         said = [one for group in groups for one in [s for s in said if s.group == group][: args.limit]]
     kinds = both(profile, parts)
     levels: list[float | None] = [None, *(float(db) for db in args.noise.split(",") if db.strip())]
+    if not installed():
+        yield "No recorded prompts: apt install asterisk-core-sounds-en asterisk-core-sounds-en-g722 ffmpeg."
     if "projector" not in kinds:
         yield "The projector has no trained weights here (`duologue train projector`): the bridge alone."
     yield "WER in %, and the time after the end of speech (median, p95) in ms; n is utterances."
@@ -122,6 +125,11 @@ def _shipped() -> list[Said]:
     """The shipped clips; neither voice was heard in training."""
     kinds = ("questions", "interruptions", "long_questions")
     return [Said("flite slt and rms", clip.text, clip.samples()) for kind in kinds for clip in clips(kind)]
+
+
+def _recorded() -> list[Said]:
+    """A woman's prompts with words that were kept back from the training."""
+    return [Said("recorded prompts", text, samples) for text, samples in prompts(True)]
 
 
 def read_speech(file: Path) -> list[Said]:

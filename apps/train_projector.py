@@ -1,6 +1,6 @@
 """`duologue train projector`: makes its own speech, teaches the input projector, and writes weights, a model card and the learning curve.
 
-    texts, Whisper's encoder (--pack, needs the weights)  ->  speech (flite, joe)  ->  CTC beside Whisper  ->  weights, card, curve
+    texts, Whisper's encoder (--pack, needs the weights)  ->  speech (flite, espeak-ng, joe)  ->  CTC  ->  weights, card, curve
 
 Each stage leaves its result in the work folder and is skipped when that is there, so the command may be stopped at any time and run again.
 What `--pack` writes is all that the later stages need, so they can run on another machine that has a GPU and none of the weights.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,14 +19,15 @@ from torch import Tensor
 
 from agent import weight_cache, weights
 from apps import train_projector_texts
-from apps.train_projector_speech import SpeechConfig, speak
+from apps.recorded_prompts import prompts
+from apps.train_projector_speech import SpeechConfig, keep_prompts, speak
 from apps.train_projector_texts import Texts
 from duplex.checkpoint import read_tensors
 from duplex.errors import ConfigError, OutputError, WeightsError
 from encoders import speech_projector
 from encoders.speech_batches import Batches, Spoken
 from encoders.speech_projector import SpeechProjectorConfig
-from encoders.speech_projector_training import Progress, ProjectorTrainingConfig, Training, distance
+from encoders.speech_projector_training import ON_A_CPU, Progress, ProjectorTrainingConfig, Training, distance
 
 WEIGHTS = Path(speech_projector.__file__).parent / "weights" / "projector.safetensors"
 
@@ -39,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--speech-seconds", type=float, default=90.0, help="time for speaking (default: 90)")
     parser.add_argument("--passes", type=int, default=1, help="how often joe says each text (default: 1)")
     parser.add_argument("--threads", type=int, default=10, help="programs of flite side by side (default: 10)")
-    parser.add_argument("--batch", type=float, default=700.0, metavar="S", help="seconds of sound per step (default: 700)")
+    parser.add_argument(
+        "--batch", type=float, default=None, metavar="S", help="seconds of sound per step (default: 700, on a CPU 32)"
+    )
     parser.add_argument("--flite", default=None, metavar="PROGRAM", help="flite, where it is not on the path")
     parser.add_argument("--teacher", type=Path, default=None, help="the packed voice joe, in place of the fetched one")
     parser.add_argument("--wordnet", type=Path, default=train_projector_texts.WORDNET, help="WordNet's data files, for texts")
@@ -54,9 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_training(args: argparse.Namespace) -> int:
     """Entry point; returns the exit code."""
+    device = "cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu" if args.device == "auto" else args.device
+    args.batch = args.batch or (ON_A_CPU.batch_s if device == "cpu" else ProjectorTrainingConfig.batch_s)
     if args.minutes <= 0 or args.sentences < 100 or args.batch < 20:
         raise ConfigError("Train for more than 0 minutes, on at least 100 sentences, with at least 20 s of sound per step.")
-    device = "cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu" if args.device == "auto" else args.device
     print(
         f"{args.sentences} sentences: about {args.sentences / 16_000:.0f} min to gather (--pack, once), {args.speech_seconds / 60:.1f} min "
         f"of speaking, {args.minutes:g} min of learning on {device}; about {args.sentences * 3 * 32 / 1e6 * args.passes:.1f} GB on disk "
@@ -93,6 +98,11 @@ def _pack(args: argparse.Namespace, work: Path) -> None:
     if not texts.exists():
         torch.set_num_threads(1)
         found = train_projector_texts.gather(args.sentences, args.seed, args.wordnet, args.fortunes)
+        recorded = [
+            (tidied, samples) for text, samples in prompts(False) if (tidied := train_projector_texts.tidy(text)) is not None
+        ]
+        keep_prompts(work / "speech", list(range(len(found), len(found) + len(recorded))), [samples for _, samples in recorded])
+        found += [text for text, _ in recorded]
         files = where["qwen-int8"], where["vits-joe-split"], where["vits-joe-config"]
         train_projector_texts.prepare(found, *files, texts, _tell)
     _tell(f"packed {texts} ({texts.stat().st_size / 1e6:.0f} MB) and {whisper} ({whisper.stat().st_size / 1e6:.0f} MB)")
@@ -121,8 +131,10 @@ def _learn(args: argparse.Namespace, work: Path, device: str) -> None:
     voices = {name: spoken.voice.count(name) for name in dict.fromkeys(spoken.voice)}
     _tell(f"{spoken.hours():.1f} h of speech: {', '.join(f'{name} {count}' for name, count in voices.items())} sentences")
     whisper = load_file(work / "whisper-encoder.safetensors")
-    config = ProjectorTrainingConfig(seconds=args.minutes * 60, batch_s=args.batch, seed=args.seed)
-    sizes = SpeechProjectorConfig(llm_width=texts.table.shape[1])
+    recipe = ON_A_CPU if device == "cpu" else ProjectorTrainingConfig()
+    config = replace(recipe, seconds=args.minutes * 60, batch_s=args.batch, seed=args.seed)
+    phones = max((int(one.max()) + 1 for one in spoken.phones if len(one)), default=1)
+    sizes = SpeechProjectorConfig(llm_width=texts.table.shape[1], phones=phones)
     training = Training(whisper, texts.table, sizes, config, device, texts.counts())
     checkpoint = work / f"projector-{args.seed}.pt"
     if training.resume(checkpoint):
@@ -143,8 +155,8 @@ def _learn(args: argparse.Namespace, work: Path, device: str) -> None:
 
 def _say(progress: Progress) -> None:
     _tell(
-        f"step {progress.step}, {progress.seconds:.0f} s, CTC {progress.loss:.3f} a token, states {progress.states:.3f}, "
-        f"{progress.speed:.0f} s of sound a second"
+        f"step {progress.step}, {progress.seconds:.0f} s, CTC {progress.loss:.3f} a token, {progress.phones:.3f} a phone, "
+        f"states {progress.states:.3f}, {progress.speed:.0f} s of sound a second"
     )
 
 
@@ -204,7 +216,7 @@ neither is in this file.
 """
 
 
-def _curve(history: list[tuple[float, float, float]], file: Path) -> None:
+def _curve(history: list[tuple[float, ...]], file: Path) -> None:
     """The learning curve as a picture, where matplotlib is installed."""
     try:
         from matplotlib.figure import Figure
@@ -214,6 +226,7 @@ def _curve(history: list[tuple[float, float, float]], file: Path) -> None:
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.plot([row[0] for row in history], [row[1] for row in history], label="CTC, nats per token")
+    axes.plot([row[0] for row in history], [row[3] for row in history], label="CTC, nats per phone")
     axes.plot([row[0] for row in history], [row[2] for row in history], label="missed share of Whisper's states")
     axes.set_xlabel("seconds")
     axes.set_ylim(bottom=0)

@@ -1,8 +1,11 @@
-"""The speech that the input projector learns from: the texts, spoken by flite's voices on the CPU and by "joe" in batches on the GPU.
+"""The speech that the input projector learns from: the texts, spoken by flite and espeak-ng on the CPU and by "joe" in batches on the GPU.
 
-The two go on at the same time and stop by the clock: flite runs as one program a sentence in a pool of threads, and what it has not said
-by then is not said. Each voice's sound is kept in one file; what is there is not made again. flite's voices `slt` and `rms` are the
-bench's, and never speak here. Without flite there is joe alone, and a notice.
+The two go on at the same time and stop by the clock: a sentence is one run of a program in a pool of threads, and what has not been said
+by then is not said. Every sentence has another pitch and pace; joe's recordings are also played faster or slower than they were made,
+which makes larger and smaller people of him. Each voice's sound is kept in one file; what is there is not made again. flite's voices
+`slt` and `rms` are the bench's, and never speak here. What is not installed does not take part, with a notice.
+
+Recorded prompts, of which `--pack` leaves half here where they are installed, are heard many times as often as anything else.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import tempfile
 import time
 import wave
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +29,33 @@ from torch import Tensor
 
 from apps.train_projector_texts import Texts
 from decoders.vits_net import HOP, VITS_RATE_HZ, VitsNet
-from duplex.audio import USER_RATE_HZ
+from duplex.audio import USER_RATE_HZ, Samples
 from duplex.errors import InputError
 from encoders.speech_augment import SoundBank, resample_exact
 from encoders.speech_batches import Spoken, letter_shares
 
-FLITE = (("awb", 0.5), ("kal16", 0.3), ("kal", 0.2))
-"""Voices and the share of sentences that each speaks."""
+PROGRAMS = ("flite", "espeak-ng")
+MADE = (("awb", 0.42), ("kal16", 0.34), ("espeak", 0.16), ("kal", 0.08))
+"""Voices that programs speak with, and the share of sentences of each."""
+VARIANTS = (
+    "en-us",
+    "en-us+m3",
+    "en-us+m7",
+    "en-us+f2",
+    "en-us+f4",
+    "en-us+f5",
+    "en-gb+m1",
+    "en-gb+m6",
+    "en-gb+f1",
+    "en-gb+f3",
+    "en-gb-scotland+f2",
+)
+"""Of espeak-ng."""
+PACES = (20_000, 22_050, 22_050, 22_050, 24_000, 26_000, 28_800, 32_000)
+"""Rates (Hz) as which joe's 22,050 Hz are read."""
+PROMPTS = "prompts"
+PROMPT_SHARE, PROMPT_TIMES = 0.08, 30
+"""Recorded prompts are repeated until they are this share of all recordings, but no more often than this."""
 LONGEST_S = 11.0
 HELD_EVERY = 40
 """One text in so many is kept for judging."""
@@ -47,7 +70,7 @@ class SpeechConfig:
     seconds: float = 90.0
     """Time for it."""
     threads: int = 10
-    """Programs of flite that run side by side."""
+    """Programs that run side by side."""
     batch_s: float = 600.0
     """Sound that joe makes at once."""
     passes: int = 1
@@ -59,40 +82,50 @@ class SpeechConfig:
 def speak(
     texts: Texts, folder: Path, teacher: VitsNet | None, config: SpeechConfig, tell: Tell, device: str, flite: str | None = None
 ) -> Spoken:
-    """All voices' sound from `folder`, made where it is missing, on `device`. Raises InputError when nobody can speak."""
+    """All voices' sound from `folder`, made where it is missing, on `device`. Raises InputError when nobody can speak.
+
+    flite: where it is, if not on the path.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + config.seconds
-    flite = flite or shutil.which("flite")
-    wanted = [name for name, _ in FLITE if not _file(folder, name).exists()] if flite else []
-    if flite is None:
-        tell("flite is not installed: joe speaks alone")
-    order = np.random.default_rng(config.seed).permutation(len(texts))
+    programs = {"flite": flite or shutil.which("flite"), "espeak-ng": shutil.which("espeak-ng")}
+    for name, where in programs.items():
+        if where is None:
+            tell(f"{name} is not installed: its voices do not speak")
+    jobs = _jobs(texts, programs, [name for name, _ in MADE if not _file(folder, name).exists()], config.seed)
     with ThreadPoolExecutor(config.threads) as pool:
-        running = {name: _flite_voice(pool, flite or "", name, texts, order, ends) for name in wanted}
+        running = [(job.voice, pool.submit(_says, job, ends)) for job in jobs]
         if teacher is not None and not _file(folder, "joe").exists():
             _keep(folder, "joe", *_joe(texts, teacher, config, ends, tell))
-        for name, futures in running.items():
-            said = [found for future in futures if (found := future.result()) is not None]
-            if said:
-                _keep(folder, name, [sound for _, sound in said], [index for index, _ in said])
-                tell(f"{name}: {len(said)} sentences, {sum(len(s) for _, s in said) / USER_RATE_HZ / 3600:.1f} h")
+        said: dict[str, list[tuple[int, NDArray[np.int16]]]] = {}
+        for name, future in running:
+            if (found := future.result()) is not None:
+                said.setdefault(name, []).append(found)
+    for name, some in said.items():
+        _keep(folder, name, [sound for _, sound in some], [index for index, _ in some])
+        tell(f"{name}: {len(some)} sentences, {sum(len(s) for _, s in some) / USER_RATE_HZ / 3600:.1f} h")
     return gather(texts, folder, torch.device(device))
 
 
 def gather(texts: Texts, folder: Path, device: torch.device) -> Spoken:
     """The sound in `folder`, on a device. Raises InputError when there is none."""
-    sounds, lengths, said, voices = [], [], [], []
-    for name in ("joe", *(name for name, _ in FLITE)):
+    sounds, begins, lengths, said = [], [], [], []
+    voices: list[str] = []
+    at = 0
+    for name in ("joe", *(name for name, _ in MADE), PROMPTS):
         if _file(folder, name).exists():
             kept = load_file(_file(folder, name))
             sounds.append(kept["sound"].to(device))
-            lengths.append(kept["offsets"].diff())
-            said.append(kept["text"])
-            voices += [name] * len(kept["text"])
-    if not sounds:
+            wanted = round(PROMPT_SHARE * len(voices) / max(len(kept["text"]), 1)) if name == PROMPTS else 1
+            times = min(max(wanted, 1), PROMPT_TIMES)
+            begins.append((kept["offsets"][:-1] + at).repeat(times))
+            lengths.append(kept["offsets"].diff().repeat(times))
+            said.append(kept["text"].repeat(times))
+            voices += [name] * (times * len(kept["text"]))
+            at += len(kept["sound"])
+    if set(voices) <= {PROMPTS}:
         raise InputError("There is nobody to speak the training texts: pack the voice joe, or install flite (apt install flite).")
-    sound, length = torch.cat(sounds), torch.cat(lengths)
-    starts = length.cumsum(0) - length
+    sound, starts, length = torch.cat(sounds), torch.cat(begins), torch.cat(lengths)
     text = torch.cat(said).long().numpy()
     bank = SoundBank(sound, starts.to(device), length.to(device))
     letters = [sum(c.isalpha() for c in piece.decode(errors="ignore")) + 4 * piece.strip().isdigit() for piece in texts.pieces]
@@ -100,7 +133,21 @@ def gather(texts: Texts, folder: Path, device: torch.device) -> Spoken:
         (letter_shares([letters[token] for token in first]), letter_shares([letters[token] for token in following]))
         for first, following in zip(texts.first, texts.next, strict=True)
     ]
-    return Spoken(bank, text, voices, texts.first, texts.next, text % HELD_EVERY == 0, length.numpy(), shares)
+    held = (text % HELD_EVERY == 0) & (np.array(voices) != PROMPTS)
+    return Spoken(bank, text, voices, texts.first, texts.next, held, length.numpy(), shares, _phones(texts))
+
+
+def _phones(texts: Texts) -> list[NDArray[np.int64]]:
+    """Each text's sounds, numbered in the order of joe's table without those that nobody says; [] where there are none at all."""
+    made = [phones[texts.sounds[phones]] for phones in texts.phones]
+    used = np.unique(np.concatenate(made))
+    return [np.searchsorted(used, one) for one in made] if len(used) else []
+
+
+def keep_prompts(folder: Path, said: list[int], sounds: list[Samples]) -> None:
+    """Put recordings of people beside the others. said: which text each says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _keep(folder, PROMPTS, [(one * 32767).astype(np.int16) for one in sounds], said)
 
 
 def _file(folder: Path, voice: str) -> Path:
@@ -121,29 +168,55 @@ def _keep(folder: Path, voice: str, sounds: list[NDArray[np.int16]], said: list[
     os.replace(part, _file(folder, voice))
 
 
-# -- flite
+# -- programs
 
 
-def _flite_voice(
-    pool: ThreadPoolExecutor, flite: str, voice: str, texts: Texts, order: NDArray[np.int64], ends: float
-) -> list[Future[tuple[int, NDArray[np.int16]] | None]]:
-    """Each voice has its own part of the texts, in an order that leaves a sample when time runs out."""
-    at = 0.0
-    for name, share in FLITE:
-        part = order[round(at * len(order)) : round((at + share) * len(order))]
-        at += share
-        if name == voice:
-            return [pool.submit(_flite_says, flite, voice, int(index), texts.texts[index], ends) for index in part]
-    raise AssertionError(f"no voice {voice}")
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A sentence for a program; the file to write goes where the command says FILE."""
+
+    voice: str
+    index: int
+    command: tuple[str, ...]
 
 
-def _flite_says(flite: str, voice: str, index: int, text: str, ends: float) -> tuple[int, NDArray[np.int16]] | None:
+def _jobs(texts: Texts, programs: dict[str, str | None], wanted: list[str], seed: int) -> list[_Job]:
+    """The wanted voices that can speak share the texts, in an order that leaves a sample of all when time runs out."""
+    rng = np.random.default_rng(seed)
+    can = [(name, share) for name, share in MADE if programs["espeak-ng" if name == "espeak" else "flite"] is not None]
+    if not can:
+        return []
+    shares = np.array([share for _, share in can])
+    jobs = []
+    for index in rng.permutation(len(texts)):
+        name = can[rng.choice(len(can), p=shares / shares.sum())][0]
+        text, pitch, stretch = texts.texts[index], int(rng.integers(80, 240)), float(np.exp(rng.uniform(-0.25, 0.2)))
+        if name == "espeak":
+            variant, pace = VARIANTS[rng.integers(len(VARIANTS))], round(165 / stretch)
+            command = [programs["espeak-ng"], "-v", variant, "-s", str(pace), "-p", str(pitch // 3), "-w", "FILE", text]
+        else:
+            features = (f"duration_stretch={stretch:.2f}", f"int_f0_target_mean={pitch}")
+            command = [
+                programs["flite"],
+                "-voice",
+                name,
+                *(part for one in features for part in ("--setf", one)),
+                "-t",
+                text,
+                "-o",
+                "FILE",
+            ]
+        if name in wanted:
+            jobs.append(_Job(name, int(index), tuple(map(str, command))))
+    return jobs
+
+
+def _says(job: _Job, ends: float) -> tuple[int, NDArray[np.int16]] | None:
     if time.monotonic() > ends:
         return None
-    stretch = (0.85, 0.95, 1.0, 1.05, 1.15)[index % 5]
     place = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with tempfile.NamedTemporaryFile(suffix=".wav", dir=place) as file:
-        command = [flite, "-voice", voice, "--setf", f"duration_stretch={stretch}", "-t", text, "-o", file.name]
+        command = [file.name if part == "FILE" else part for part in job.command]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=20)
             with wave.open(file.name) as sound:
@@ -156,14 +229,14 @@ def _flite_says(flite: str, voice: str, index: int, text: str, ends: float) -> t
         samples = resample_exact(x, rate, USER_RATE_HZ)[0].clamp(-32767, 32767).short().numpy()
     if not 0.2 * USER_RATE_HZ < len(samples) < LONGEST_S * USER_RATE_HZ:
         return None
-    return index, samples
+    return job.index, samples
 
 
 # -- joe
 
 
 def _joe(texts: Texts, voice: VitsNet, config: SpeechConfig, ends: float, tell: Tell) -> tuple[list[NDArray[np.int16]], list[int]]:
-    """Batches of texts of like length; each batch in its own manner (speed, liveliness)."""
+    """Batches of texts of like length; each batch in its own manner (size, speed, liveliness)."""
     device = next(voice.parameters()).device
     rng = np.random.default_rng((config.seed, 1))
     generator = torch.Generator(device).manual_seed(config.seed)
@@ -207,17 +280,18 @@ def _batch(
     lengths = torch.tensor([2 * len(p) - 1 for p in phones])
     for row, p in enumerate(phones):
         ids[row, : 2 * len(p) - 1 : 2] = torch.from_numpy(p.astype(np.int64))
+    rate = PACES[rng.integers(len(PACES))]
     latents, durations = voice.speak(
         ids.to(device),
         lengths.to(device),
         generator,
         noise_scale=float(rng.uniform(0.4, 1.0)),
         noise_w=float(rng.uniform(0.5, 1.0)),
-        length_scale=float(np.exp(rng.uniform(np.log(0.8), np.log(1.25)))),
+        length_scale=float(np.exp(rng.uniform(np.log(0.8), np.log(1.25)))) * rate / VITS_RATE_HZ,
     )
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         sound: Tensor = voice.render(latents)
-    sound = resample_exact(sound.float(), VITS_RATE_HZ, USER_RATE_HZ)
+    sound = resample_exact(sound.float(), rate, USER_RATE_HZ)
     flat = (sound.clamp(-1, 1) * 32000).short().cpu().numpy()
-    counts = (durations.sum(1).cpu().numpy() * HOP * USER_RATE_HZ / VITS_RATE_HZ).astype(np.int64)
+    counts = (durations.sum(1).cpu().numpy() * HOP * USER_RATE_HZ / rate).astype(np.int64)
     return [row[:count].copy() for row, count in zip(flat, counts, strict=True)]

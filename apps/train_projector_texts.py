@@ -4,10 +4,14 @@ Everything that needs the lexicon, the tokenizer or the LLM happens here, once, 
 that the training itself needs none of them. Sources: the templates below (what people say to an agent), and, where they are installed,
 WordNet's example sentences and definitions (`wordnet-base`) and the fortunes (`fortunes`), which know more words than templates do.
 
+Numbers are written as they are said ("eighty five"): a projector hears words, it does not do sums. Tokens that too few sentences hold to be
+learnt are spelt with smaller ones, so that any word can be written.
+
     text, text_offsets            UTF-8, flat
     first, first_offsets          indexes into `vocabulary`: the sentence at the beginning of a turn
     next, next_offsets            the same after another sentence, that is with a space in front
     phones, phones_offsets        the voice joe's ids without pads; empty where it cannot say the sentence
+    sounds                        [256] which of those ids are sounds, not stress, length, marks or spaces
     vocabulary                    [v] the LLM's ids of the tokens in use, ascending
     pieces, pieces_offsets        their bytes
     table, scale                  [v, 896] int8 and [v]: their embeddings
@@ -16,8 +20,9 @@ WordNet's example sentences and definitions (`wordnet-base`) and the fortunes (`
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +37,7 @@ from torch import Tensor
 
 from agent.vocabulary import QwenVocabulary
 from apps import train_projector_words as words
+from decoders import numbers_en
 from duplex.errors import WeightsError
 from duplex.scenario_texts import choose, sentences
 
@@ -52,8 +58,8 @@ FORTUNE_FILES = (
     "law",
 )
 
-RARE = 3
-"""A sentence with a token that all of them together have fewer times is left out: so rare a token is not learnt, and each costs 1 kB."""
+RARE = 24
+"""A token that all sentences together have fewer times (each sentence counts twice) is spelt with others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,8 @@ class Texts:
     """Per text, the same after another sentence."""
     phones: list[NDArray[np.uint8]]
     """Per text, joe's phones; [0] where it cannot say it."""
+    sounds: NDArray[np.bool_]
+    """[256] which of joe's phones are sounds."""
     vocabulary: Tensor
     """[v] int32, the LLM's ids."""
     table: Tensor
@@ -127,7 +135,7 @@ def _filled(kind: str, rng: np.random.Generator) -> str:
     if kind == "year":
         return str(int(rng.integers(1700, 2030)))
     if kind == "digits":
-        return " ".join("".join(str(rng.integers(10)) for _ in range(3)) for _ in range(int(rng.integers(1, 3))))
+        return " ".join(numbers_en.digits("".join(str(rng.integers(10)) for _ in range(3 * int(rng.integers(1, 3))))))
     found = _WORDS[kind]
     return found[rng.integers(len(found))]
 
@@ -154,16 +162,21 @@ def fortunes(folder: Path) -> Iterator[str]:
 
 
 def tidy(text: str) -> str | None:
-    """As a transcript writes it: capital first, a final mark; None for what nobody says."""
+    """As a transcript writes it: capital first, numbers in words, a final mark; None for what nobody says."""
     text = re.sub(r"\s+", " ", text.replace("`", "'").replace("--", ", ")).strip(" ,;:'\"")
-    if (
-        not re.fullmatch(r"[A-Za-z0-9 ,.?!'’$%-]+", text)
-        or not 1 <= len(text.split()) <= 24
-        or re.search(r"\d[-.]\d|\.\.|[A-Z]{2}", text)
-    ):
+    text = re.sub(r"(?<![\w.,'-])\d{1,4}(?![\w%'-]|[.,]\d)", lambda found: in_words(found.group()), text)
+    if not re.fullmatch(r"[A-Za-z ,.?!'’-]+", text) or not 1 <= len(text.split()) <= 24 or re.search(r"\.\.|[A-Z]{2}", text):
         return None
     text = text[0].upper() + text[1:]
     return text if text[-1] in ".?!" else text + "."
+
+
+def in_words(number: str) -> str:
+    """1984 as a year, 0 to 9999 otherwise as an amount; with a 0 in front digit by digit."""
+    value = int(number)
+    if number[0] == "0" and len(number) > 1:
+        return " ".join(numbers_en.digits(number))
+    return " ".join(numbers_en.year(value) if 1100 <= value < 2100 else numbers_en.cardinal(value))
 
 
 def gather(count: int, seed: int, wordnet_folder: Path = WORDNET, fortunes_folder: Path = FORTUNES) -> list[str]:
@@ -189,12 +202,10 @@ def prepare(
 
     qwen_words = QwenVocabulary(qwen / "tokenizer.json")
     voice = BridgeVoice.load(split, voice_config, lambda ids: "")
-    ids = [(qwen_words.encode(text), qwen_words.encode(" " + text)) for text in texts]
-    counts = Counter(token for pair in ids for one in pair for token in one)
-    common = [all(counts[token] >= RARE for one in pair for token in one) for pair in ids]
-    texts = [text for text, keep in zip(texts, common, strict=True) if keep]
-    ids = [pair for pair, keep in zip(ids, common, strict=True) if keep]
-    extra = [token for text in more for variant in (text, " " + text) for token in qwen_words.encode(text)]
+    written = [(qwen_words.encode(text), qwen_words.encode(" " + text)) for text in texts]
+    spelt = Speller(qwen_words, Counter(token for pair in written for one in pair for token in one))
+    ids = [(spelt(first), spelt(following)) for first, following in written]
+    extra = [token for text in more for variant in (text, " " + text) for token in spelt(qwen_words.encode(variant))]
     used = sorted({token for pair in ids for one in pair for token in one} | set(extra))
     place = {token: index for index, token in enumerate(used)}
     phones = []
@@ -211,6 +222,7 @@ def prepare(
         **_flat("next", [np.array([place[t] for t in pair[1]], np.int32) for pair in ids]),
         **_flat("phones", phones),
         **_flat("pieces", [np.frombuffer(qwen_words.token_bytes(token), np.uint8) for token in used]),
+        "sounds": torch.from_numpy(sounds(voice.table.ids)),
         "vocabulary": chosen.int(),
         "table": rows[chosen],
         "scale": scale[chosen],
@@ -219,6 +231,43 @@ def prepare(
     part = file.with_suffix(".part")
     save_file({name: value.contiguous() for name, value in flat.items()}, part)
     part.replace(file)
+
+
+class Speller:
+    """Tokens as they are taught: common ones as they are, others in as few common pieces as there are."""
+
+    def __init__(self, vocabulary: QwenVocabulary, counts: Counter[int], rare: int = RARE) -> None:
+        self._bytes = vocabulary.token_bytes
+        letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+        single = [token for letter in letters for text in (letter, f" {letter}") for token in vocabulary.encode(text)]
+        common = {token for token, count in counts.items() if count >= rare} | set(single)
+        common |= {token for token in counts if len(self._bytes(token)) == 1}
+        self._common = {self._bytes(token): token for token in common}
+        self._known: dict[int, list[int]] = {token: [token] for token in common}
+
+    def __call__(self, tokens: Sequence[int]) -> list[int]:
+        return [piece for token in tokens for piece in self._spelt(token)]
+
+    def _spelt(self, token: int) -> list[int]:
+        if token not in self._known:
+            word = self._bytes(token)
+            best: list[list[int] | None] = [[], *([None] * len(word))]  # of each beginning
+            for end in range(1, len(word) + 1):
+                for start in range(end):  # the longest last piece first, so of equals the one with a short first piece stays
+                    before, piece = best[start], self._common.get(word[start:end])
+                    if before is not None and piece is not None and len(before) + 1 < len(best[end] or word + b"  "):
+                        best[end] = [*before, piece]
+            self._known[token] = best[-1] or [token]
+        return self._known[token]
+
+
+def sounds(ids: Mapping[str, Sequence[int]]) -> NDArray[np.bool_]:
+    """The voice's table of phones -> [256] which ids are letters of the phonetic alphabet, not stress, length, marks or spaces."""
+    found = np.zeros(256, bool)
+    for symbol, codes in ids.items():
+        if len(symbol) == 1 and unicodedata.category(symbol) in ("Ll", "Lu", "Lo"):
+            found[list(codes)] = True
+    return found
 
 
 def speakable(voice: Any, text: str) -> list[int]:
@@ -250,6 +299,7 @@ def load(file: Path) -> Texts:
         first,
         following,
         _ragged(kept, "phones"),
+        kept["sounds"].numpy(),
         kept["vocabulary"],
         table,
         [one.tobytes() for one in _ragged(kept, "pieces")],

@@ -27,7 +27,7 @@ ROOM_SAMPLES = 6400
 class AugmentConfig:
     """How often, and how much."""
 
-    speed: float = 1.25
+    speed: float = 1.18
     """A recording is read at 1 / speed to speed times its rate."""
     throat: float = 1.13
     """The frequency axis is bent by up to this factor, up or down."""

@@ -41,6 +41,8 @@ class Spoken:
     """[r] samples, on the CPU."""
     shares: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = field(default_factory=list)
     """Per text, after which share of its letters each token of `first` and of `next` ends; empty for no guide."""
+    phones: list[NDArray[np.int64]] = field(default_factory=list)
+    """Per text, the sounds it is made of, from 0; an empty one where they are not known; empty for no phones at all."""
 
     def hours(self) -> float:
         """All of it."""
@@ -59,6 +61,8 @@ class Batch:
     """[B] tokens in use."""
     places: list[NDArray[np.float64]]
     """[B] the frame near which each may end; empty for no guide."""
+    phones: list[NDArray[np.int64]]
+    """[B] sounds, an empty one where they are not known; empty for no phones at all."""
 
 
 class Batches:
@@ -90,8 +94,9 @@ class Batches:
         ]
         layout = plan(first, second, spoken.lengths, speed, self.pick)
         places = [self._places(layout, row) for row in range(rows)] if spoken.shares else []
+        phones = [self._phones(a, b) for a, b in zip(first, second, strict=True)] if spoken.phones else []
         frames = np.ceil(layout.counted / SAMPLES_PER_FRAME).astype(np.int64)
-        return Batch(lay(spoken.bank, layout), frames, targets, places)
+        return Batch(lay(spoken.bank, layout), frames, targets, places, phones)
 
     def _pool(self, held: bool) -> NDArray[np.int64]:
         """Recordings by length."""
@@ -101,6 +106,11 @@ class Batches:
                 raise InputError("There is too little speech to learn from and to judge by; speak for longer.")
             self._pools[held] = pool[np.argsort(self.spoken.lengths[pool], kind="stable")]
         return self._pools[held]
+
+    def _phones(self, *said: np.int64) -> NDArray[np.int64]:
+        """A row's sounds; none where one of its recordings' are not known."""
+        found = [self.spoken.phones[self.spoken.text[one]] for one in said if one >= 0]
+        return np.concatenate(found) if all(map(len, found)) else np.zeros(0, np.int64)
 
     def _places(self, layout: Layout, row: int) -> NDArray[np.float64]:
         """Frames near which the row's tokens end."""

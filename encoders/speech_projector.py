@@ -1,11 +1,14 @@
 """The input projector of the small profile: sound as it comes, chunk by chunk, into vectors in the LLM's input space, and into its tokens.
 
-    log-mel 100 Hz -> Whisper's stem and layers 50 Hz -> two by two -> transformer layers 25 Hz -> LLM width
+    log-mel 100 Hz -> Whisper's stem and layers 50 Hz -> two by two, beside their phones -> transformer layers 25 Hz -> LLM width
 
 Notable: Whisper's encoder looks at 30 s at once; here it works in chunks of 320 ms that see themselves and the 3.84 s before them, so
 sound is encoded once and a turn's end costs one chunk. There is no look-ahead: a head trained by CTC says a token when it has heard
 enough. The lower layers are Whisper's own, as published, and are not part of the shipped file; the upper ones were taught to do without
 the future.
+
+Halfway the states are read as phones, and what was read goes on beside them (self-conditioned CTC, arXiv:2104.02724): phones are learnt in
+a few hundred steps, words from sound alone in many thousands.
 
 The head has no output layer of its own: a frame's scores are its products with the LLM's own token embeddings (and one learnt vector for
 "nothing new", the blank), so the frames that say a token *are* nearly that token's embedding, and the LLM can read them.
@@ -13,13 +16,13 @@ The head has no output layer of its own: a frame's scores are its products with 
 One forward for both: a batch for training is "fresh state, one long step".
 
 Legend: B batch, C chunks in a step, M mel frames (32 per chunk), T positions (16 per chunk), F frames out (8 per chunk), W width, H heads,
-D LLM width, V tokens in use.
+D LLM width, V tokens in use, P phones.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -35,7 +38,7 @@ OUT_RATE_HZ = 25
 """Frames out per second."""
 SAYING = 0.15
 """Share of frames that say a token, about."""
-_FORM = 2
+_FORM = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class SpeechProjectorConfig:
     """Encoder layers below this one are Whisper's as published."""
     layers: int = 3
     """Of the projector itself."""
-    ffn: int = 960
+    ffn: int = 1152
     """Inside the projector's layers."""
     llm_width: int = 896
     """Of the LLM's embeddings."""
@@ -60,6 +63,8 @@ class SpeechProjectorConfig:
     """Encoder positions (20 ms each) that are computed together."""
     left: int = 12
     """Chunks before its own that a position sees."""
+    phones: int = 48
+    """That it tells apart halfway."""
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads) or self.chunk % 2 or min(self.width, self.layers, self.ffn, self.chunk, self.left) < 1:
@@ -139,7 +144,9 @@ class SpeechProjector(nn.Module):
         self.conv2 = nn.Conv1d(c.width, c.width, 3, stride=2)
         self.encoder = nn.ModuleList([Layer(c.width, c.heads, 4 * c.width, turn=False) for _ in range(c.encoder_layers)])
         self.encoder_norm = nn.LayerNorm(c.width)
+        self.phone = nn.Linear(c.width, c.phones + 1)
         self.stack = nn.Linear(2 * c.width, c.width)
+        self.told = nn.Linear(2 * (c.phones + 1), c.width, bias=False)
         self.layers = nn.ModuleList([Layer(c.width, c.heads, c.ffn, turn=True) for _ in range(c.layers)])
         self.norm = nn.LayerNorm(c.width)
         self.out = nn.Linear(c.width, c.llm_width)
@@ -187,7 +194,8 @@ class SpeechProjector(nn.Module):
             x, kept = layer(x, state.past[index] if state.past else None, mask, state.chunks * c.chunk, c.left * c.chunk)
             past.append(kept)
         states = self.encoder_norm(x)
-        y = self.stack(states.unflatten(1, (-1, 2)).flatten(2))  # [B, F, W]
+        phones = self.phone(states).softmax(2)
+        y = self.stack(_paired(states)) + self.told(_paired(phones))  # [B, F, W]
         mask = chunk_mask(count, before, c.left, c.out_frames, x.device)
         for index, layer in enumerate(self.layers, len(self.encoder)):
             y, kept = layer(y, state.past[index] if state.past else None, mask, state.chunks * c.out_frames, c.left * c.out_frames)
@@ -218,10 +226,12 @@ class TokenHead(nn.Module):
         self.bias = nn.Parameter(torch.cat((torch.tensor([1 - SAYING]), SAYING * common)).log().float())
         self.blank = nn.Parameter(0.5 * torch.randn(table.shape[1]))
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        """[..., D] as the projector gives them -> [..., 1 + V] scores, the blank first."""
-        table = torch.cat((self.blank[None], self.table))
-        return self.sharp.exp() * functional.linear(vectors, table).float() + self.bias
+    def forward(self, vectors: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """[..., D] as the projector gives them -> [..., 1 + V] scores, the blank first. chosen: [K] tokens to score instead of all V."""
+        rows = self.table if chosen is None else self.table[chosen]
+        bias = self.bias if chosen is None else torch.cat((self.bias[:1], self.bias[1 + chosen]))
+        table = torch.cat((self.blank[None], rows))
+        return self.sharp.exp() * functional.linear(vectors, table).float() + bias
 
     def embeddings(self, vectors: Tensor) -> Tensor:
         """[..., D] as the projector gives them -> at the size that the LLM's own embeddings have."""
@@ -253,6 +263,11 @@ def sinusoids(length: int, width: int) -> Tensor:
     rates = torch.exp(-math.log(10000.0) / (width // 2 - 1) * torch.arange(width // 2))
     angles = torch.arange(length)[:, None] * rates[None, :]
     return torch.cat((angles.sin(), angles.cos()), 1)
+
+
+def _paired(x: Tensor) -> Tensor:
+    """[B, T, n] -> [B, T / 2, 2 n]"""
+    return x.unflatten(1, (-1, 2)).flatten(2)
 
 
 def _rotated(x: Tensor, at: int) -> Tensor:
@@ -335,7 +350,7 @@ def save(file: Path, net: SpeechProjector, head: TokenHead, vocabulary: Tensor) 
     kept["vocabulary"] = vocabulary.int()
     kept = {name: value.detach().cpu().contiguous() for name, value in kept.items()}
     c = net.config
-    sizes = f"{c.width} {c.heads} {c.encoder_layers} {c.own_from} {c.layers} {c.ffn} {c.llm_width} {c.chunk} {c.left}"
+    sizes = " ".join(str(getattr(c, one.name)) for one in fields(c))
     part = file.with_suffix(".part")
     save_file(kept, part, metadata={"form": str(_FORM), "sizes": sizes})
     part.replace(file)

@@ -1,13 +1,13 @@
 """Teaching the input projector: CTC against the LLM's own token embeddings, beside Whisper's own view of the clean sound.
 
-Terms: CTC over the tokens in use; the distance of our encoder's states from those of Whisper as published, which heard the same words
-without noise and to their end (so what was learnt from years of human speech is not forgotten for a few made voices); a pull of frames that
-say a token towards that token's embedding; and, to begin with, a guide: CTC alone spends thousands of steps on which tokens are frequent
-before it looks for any in the sound, so each token is also asked for in a window around the place where it lies if letters take
-equally long. The sound is spoilt little at first. All of it follows the clock, as does the learning rate:
-a run of any length ends finished.
+Terms: CTC over the tokens in use; CTC over the phones halfway; the distance of our encoder's states from those of Whisper as published,
+which heard the same words without noise and to their end (so what was learnt from years of human speech is not forgotten for a few made
+voices); a pull of frames that say a token towards that token's embedding; and, to begin with, a guide: CTC alone spends thousands of steps
+on which tokens are frequent before it looks for any in the sound, so each token is also asked for in a window around the place where it
+lies if letters take equally long. The sound is spoilt little at first. All of it follows the clock, as does the learning rate: a run of
+any length ends finished.
 
-Legend: B rows, n samples, T encoder positions, F frames out, D LLM width, V tokens in use, L target tokens.
+Legend: B rows, n samples, T encoder positions, F frames out, D LLM width, V tokens in use, P phones, L targets.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -60,12 +61,16 @@ class ProjectorTrainingConfig:
     decay: float = 0.01
     """Weight decay."""
     states: float = 0.5
-    """Weight of the distance from Whisper's states."""
+    """Weight of the distance from Whisper's states; 0 saves its forward."""
+    negatives: int | None = None
+    """Tokens drawn for each step that it is judged against besides those it says; None for all others."""
     pull: float = 0.05
     """Weight of the pull towards embeddings."""
+    phones: float = 1.0
+    """Weight of the phones, per phone."""
     guide: float = 1.0
     """Weight of the guide at the start; it falls to none."""
-    guided: float = 0.5
+    guided: float = 0.3
     """Share of the time in which it falls."""
     eased: float = 0.4
     """Share of the time after which the sound is spoilt in full."""
@@ -79,6 +84,10 @@ class ProjectorTrainingConfig:
     """Of everything that is drawn."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What is done to the sound."""
+
+
+ON_A_CPU = ProjectorTrainingConfig(batch_s=32.0, rate=6e-4, encoder_rate=1e-4, warm_steps=200, states=0.0, negatives=1024)
+"""What two cores can do: many small steps instead of few large ones, and a quarter of the work for each second of sound."""
 
 
 class Teacher(nn.Module):
@@ -134,8 +143,28 @@ class Progress:
     """CTC, nats per token."""
     states: float
     """Share of the variance of Whisper's states that ours miss."""
+    phones: float
+    """CTC, nats per phone."""
     speed: float
     """Seconds of sound per second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """What a step learns from; nothing here was waited for."""
+
+    ctc: Tensor
+    """Per token."""
+    states: Tensor
+    """Share of the variance of Whisper's states that ours miss."""
+    phones: Tensor
+    """CTC per phone."""
+    pull: Tensor
+    """Squared distance of frames that say a token from its embedding, per value."""
+    guide: Tensor
+    """Per token."""
+    sound_s: float
+    """Sound in the batch."""
 
 
 class Training:
@@ -175,7 +204,7 @@ class Training:
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.pick = np.random.default_rng(config.seed)
         self.step, self.seconds, self.share = 0, 0.0, 1.0
-        self.history: list[tuple[float, float, float]] = []
+        self.history: list[tuple[float, ...]] = []
 
     # -- one step
 
@@ -197,8 +226,8 @@ class Training:
             clip_p=part * augment.clip_p,
         )
 
-    def losses(self, spoken: Batches) -> tuple[Tensor, Tensor, Tensor, float]:
-        """A batch -> CTC per token, missed variance of the states, the other terms with their weights, and seconds of sound."""
+    def losses(self, spoken: Batches) -> Losses:
+        """Of one batch."""
         augment = self._eased()
         batch = spoken.draw(self.config.batch_s, augment.speed)
         with torch.no_grad():
@@ -206,59 +235,78 @@ class Training:
             mel = self.mel(spoil(batch.sound, augment, self.rng), throat)
             if self.pick.random() < self.config.masked_p * min(self.share / max(self.config.eased, 1e-6), 1.0):
                 mel = mask_patches(mel, self.rng)
-            with self._cast():
-                theirs = self.teacher(self.mel(batch.sound, throat)).float()
+            theirs = self._whispers(batch, throat) if self.config.states else None
+        chosen, targets, odds_of_chosen = self._choose(batch.targets)
         with self._cast():
             with torch.no_grad():
                 x, state = self.net.stem(mel, self.net.open(len(mel)))
             vectors, states, _ = self.net.body(x, state)
-            scores = self.head(vectors)
+            scores = self.head(vectors, chosen) + odds_of_chosen
+            phones = self.net.phone(states)
         frames = vectors.shape[1]
         odds = scores.float().log_softmax(2)  # [B, F, 1 + V]
         frames_on = torch.from_numpy(batch.frames).clamp(max=frames)
-        flat = torch.from_numpy(np.concatenate(batch.targets) + 1).to(self.device)
-        sizes = torch.tensor([len(t) for t in batch.targets])
-        ctc = functional.ctc_loss(odds.transpose(0, 1), flat, frames_on, sizes, blank=0, reduction="none", zero_infinity=True)
-        ctc = ctc.sum() / int(sizes.sum())
+        ctc = ctc_per_label(odds, frames_on, targets)
         lengths = frames_on.to(self.device)
-        sound = torch.arange(states.shape[1], device=self.device)[None, :] < 2 * lengths[:, None]
-        off = (states.float() - theirs).pow(2).mean(2)
-        spread = (theirs - theirs.mean((0, 1), keepdim=True)).pow(2).mean(2)
-        missed = (off * sound).sum() / (spread * sound).sum()
         with torch.no_grad():
             sure, best = odds.max(2)
             says = (best > 0) & (sure > math.log(0.5)) & (torch.arange(frames, device=self.device)[None, :] < lengths[:, None])
-        distance_2 = (vectors.float() - self.head.table[(best - 1).clamp(min=0)]).pow(2).mean(2)
+            said = (best - 1).clamp(min=0)
+            said = said if chosen is None else chosen[said]
+        distance_2 = (vectors.float() - self.head.table[said]).pow(2).mean(2)
         pull = (distance_2 * says).sum() / says.sum().clamp(min=1)
-        guide = self._guide(batch, odds) if self.share < self.config.guided else None
-        extra = self.config.pull * pull
-        if guide is not None:
-            extra = extra + self.config.guide * (1 - self.share / self.config.guided) * guide
-        return ctc, missed, extra, batch.sound.numel() / USER_RATE_HZ
+        missed = odds.new_zeros(()) if theirs is None else _missed(states.float(), theirs, 2 * lengths)
+        sounds = ctc_per_label(phones.float().log_softmax(2), 2 * frames_on, batch.phones)
+        guide = self._guide(batch.places, targets, odds) if self.share < self.config.guided else odds.new_zeros(())
+        return Losses(ctc, missed, sounds, pull, guide, batch.sound.numel() / USER_RATE_HZ)
 
-    def _guide(self, batch: Batch, odds: Tensor) -> Tensor | None:
+    def _whispers(self, batch: Batch, throat: Tensor) -> Tensor:
+        """What Whisper makes of the clean sound."""
+        with self._cast():
+            made: Tensor = self.teacher(self.mel(batch.sound, throat)).float()
+        return made
+
+    def _choose(self, targets: list[NDArray[np.int64]]) -> tuple[Tensor | None, list[NDArray[np.int64]], Tensor | float]:
+        """The tokens that a step is judged against (None for all), its targets among them, and what to add to the scores.
+
+        Of those that the step does not say only some are drawn; each stands for as many as were not: the sum over all is right on average.
+        """
+        size, drawn = len(self.head.table), self.config.negatives
+        said = np.unique(np.concatenate(targets))
+        if drawn is None or len(said) + drawn >= size:
+            return None, targets, 0.0
+        others = np.setdiff1d(self.pick.choice(size, drawn, replace=False), said, assume_unique=True)
+        weight = math.log((size - len(said)) / len(others))
+        more = np.concatenate([np.zeros(1 + len(said)), np.full(len(others), weight)]).astype(np.float32)
+        chosen = torch.from_numpy(np.concatenate([said, others])).to(self.device)
+        return chosen, [np.searchsorted(said, one) for one in targets], torch.from_numpy(more).to(self.device)
+
+    def _guide(self, places: list[NDArray[np.float64]], targets: list[NDArray[np.int64]], odds: Tensor) -> Tensor:
         """Minus the log of how likely each token is within its window, on average over the window."""
-        if not batch.places:
-            return None
-        rows = np.repeat(np.arange(len(batch.targets)), [len(t) for t in batch.targets])
-        frames = np.concatenate(batch.places)[:, None] + np.arange(-GUIDE_BEFORE, GUIDE_AFTER + 1)
+        if not places:
+            return odds.new_zeros(())
+        rows = np.repeat(np.arange(len(targets)), [len(t) for t in targets])
+        frames = np.concatenate(places)[:, None] + np.arange(-GUIDE_BEFORE, GUIDE_AFTER + 1)
         frames = np.clip(np.round(frames), 0, odds.shape[1] - 1).astype(np.int64)
-        tokens = np.concatenate(batch.targets) + 1
+        tokens = np.concatenate(targets) + 1
         where, at, which = (torch.from_numpy(x).to(self.device) for x in (rows, frames, tokens))
         return math.log(frames.shape[1]) - odds[where[:, None], at, which[:, None]].logsumexp(1).mean()
 
     def _cast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
-    def learn(self, spoken: Batches, share: float) -> tuple[Tensor, Tensor, float]:
-        """One step at this share of the time: CTC and missed variance (not waited for), seconds of sound."""
+    def learn(self, spoken: Batches, share: float) -> Losses:
+        """One step at this share of the time."""
         config = self.config
         scale = min((self.step + 1) / config.warm_steps, 1.0) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * scale
         self.share = share
-        ctc, missed, extra, sound_s = self.losses(spoken)
-        loss = ctc + config.states * missed + extra
+        found = self.losses(spoken)
+        guide = config.guide * max(1 - share / config.guided, 0.0) if config.guided > 0 else 0.0
+        loss = (
+            found.ctc + config.states * found.states + config.phones * found.phones + config.pull * found.pull + guide * found.guide
+        )
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         for parameter in self.learnt:
@@ -270,33 +318,33 @@ class Training:
         keep = min(config.average, self.step / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(self.average, [p.detach() for p in self.learnt], 1 - keep)
-        return ctc.detach(), missed.detach(), sound_s
+        return found
 
     def run(self, spoken: Batches, checkpoint: Path, tell: Callable[[Progress], None]) -> None:
         """Learn until the time is over; the newest state is left in `checkpoint`."""
         began = time.monotonic() - self.seconds
         told = saved = time.monotonic()
-        heard, loss, states = 0.0, float("nan"), float("nan")
+        heard, smooth = 0.0, np.full(3, np.nan)
         while self.seconds < self.config.seconds:
             try:
-                ctc, missed, sound_s = self.learn(spoken, self.seconds / self.config.seconds)
+                found = self.learn(spoken, self.seconds / self.config.seconds)
             except torch.cuda.OutOfMemoryError:
                 if self.config.batch_s < 60:
                     raise
                 self.config = replace(self.config, batch_s=self.config.batch_s / 2)
                 torch.cuda.empty_cache()
                 continue
-            heard += sound_s
+            heard += found.sound_s
             if self.step % 8 == 0 or self.device.type == "cpu":  # reading a number waits for the device
-                now_loss, now_states = float(ctc), float(missed)
-                if math.isfinite(now_loss):
-                    loss = now_loss if math.isnan(loss) else 0.8 * loss + 0.2 * now_loss
-                    states = now_states if math.isnan(states) else 0.8 * states + 0.2 * now_states
+                newest = np.array([float(one.detach()) for one in (found.ctc, found.states, found.phones)])
+                if np.isfinite(newest).all():
+                    smooth = newest if np.isnan(smooth).any() else 0.8 * smooth + 0.2 * newest
             now = time.monotonic()
             self.seconds = now - began
             if now - told > 5 or self.seconds >= self.config.seconds:
-                self.history.append((self.seconds, loss, states))
-                tell(Progress(self.step, self.seconds, loss, states, heard / max(now - told, 1e-6)))
+                loss, states, phones = map(float, smooth)
+                self.history.append((self.seconds, loss, states, phones))
+                tell(Progress(self.step, self.seconds, loss, states, phones, heard / max(now - told, 1e-6)))
                 told, heard = now, 0.0
             if now - saved > self.config.save_every_s or self.seconds >= self.config.seconds:
                 self.save(checkpoint)
@@ -346,6 +394,30 @@ class Training:
             vectors, _, _ = self.net(self.mel(sound), self.net.open(len(sound)))
             scores = self.head(vectors)
         return [(target.tolist(), collapse(scores[row, : batch.frames[row]])[0]) for row, target in enumerate(batch.targets)]
+
+
+def _missed(states: Tensor, theirs: Tensor, lengths: Tensor) -> Tensor:
+    """[B, T, W] ours and Whisper's, [B] positions that count -> the share of the variance of theirs that ours miss."""
+    sound = torch.arange(states.shape[1], device=states.device)[None, :] < lengths[:, None]
+    off = (states - theirs).pow(2).mean(2)
+    spread = (theirs - theirs.mean((0, 1), keepdim=True)).pow(2).mean(2)
+    return (off * sound).sum() / (spread * sound).sum()
+
+
+def ctc_per_label(odds: Tensor, lengths: Tensor, targets: list[NDArray[np.int64]]) -> Tensor:
+    """CTC per label; rows without labels don't count.
+
+    odds: [B, T, 1 + V] logarithms, blank first. lengths: [B] positions that count. targets: [B] labels from 0.
+    """
+    rows = [row for row, labels in enumerate(targets) if len(labels)]
+    if not rows:
+        return odds.new_zeros(())
+    if len(rows) < len(targets):
+        odds, lengths = odds[torch.tensor(rows, device=odds.device)], lengths[torch.tensor(rows)]
+    flat = torch.from_numpy(np.concatenate([targets[row] for row in rows]) + 1).to(odds.device)
+    sizes = torch.tensor([len(targets[row]) for row in rows])
+    lost = functional.ctc_loss(odds.transpose(0, 1), flat, lengths, sizes, blank=0, reduction="none", zero_infinity=True)
+    return lost.sum() / int(sizes.sum())
 
 
 def distance(a: list[int] | list[str], b: list[int] | list[str]) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from apps import cli, train_projector, train_projector_speech, train_projector_texts
-from apps.train_projector_speech import FLITE, HELD_EVERY, SpeechConfig, speak
-from apps.train_projector_texts import fortunes, gather, load, templates, tidy, wordnet
+from apps.train_projector_speech import HELD_EVERY, MADE, PROGRAMS, PROMPT_SHARE, PROMPTS, SpeechConfig, keep_prompts, speak
+from apps.train_projector_speech import gather as gather_speech
+from apps.train_projector_texts import Speller, fortunes, gather, load, sounds, templates, tidy, wordnet
 from duplex.errors import InputError, WeightsError
 from encoders.speech_projector import SpeechProjector, SpeechProjectorConfig
 from tests.encoders.test_speech_projector import whisper_tensors
@@ -22,8 +25,11 @@ SMALL = SpeechProjectorConfig(32, 2, 2, 1, 1, 48, 24, left=2)
 
 SPEAKS = f"""#!{sys.executable}
 import math, struct, sys, wave
-text, out = sys.argv[sys.argv.index("-t") + 1], sys.argv[sys.argv.index("-o") + 1]
-rate = 8000 if sys.argv[sys.argv.index("-voice") + 1] == "kal" else 16000
+if "-w" in sys.argv:  # as espeak-ng is called
+    text, out, rate = sys.argv[-1], sys.argv[sys.argv.index("-w") + 1], 22050
+else:
+    text, out = sys.argv[sys.argv.index("-t") + 1], sys.argv[sys.argv.index("-o") + 1]
+    rate = 8000 if sys.argv[sys.argv.index("-voice") + 1] == "kal" else 16000
 with wave.open(out, "wb") as file:
     file.setnchannels(1), file.setsampwidth(2), file.setframerate(rate)
     tones = [200 + 40 * (ord(c) % 60) for c in text if c.isalpha()]
@@ -33,11 +39,13 @@ with wave.open(out, "wb") as file:
 
 
 @pytest.fixture
-def flite(tmp_path: Path) -> str:
-    program = tmp_path / "flite"
-    program.write_text(SPEAKS)
-    program.chmod(0o755)
-    return str(program)
+def flite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both programs."""
+    for name in PROGRAMS:
+        (tmp_path / name).write_text(SPEAKS)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    return str(tmp_path / "flite")
 
 
 @pytest.fixture
@@ -54,7 +62,8 @@ def work(tmp_path: Path) -> Path:
             **flat("text", [np.frombuffer(text.encode(), np.uint8) for text in texts]),
             **flat("first", letters),
             **flat("next", [np.concatenate([[32], row]).astype(np.int32) for row in letters]),
-            **flat("phones", [np.zeros(0, np.uint8)] * len(texts)),
+            **flat("phones", [np.frombuffer(text.lower().encode(), np.uint8) for text in texts]),
+            "sounds": torch.tensor([chr(byte).isalpha() and byte < 128 for byte in range(256)]),
             **flat("pieces", [np.array([byte], np.uint8) for byte in range(128)]),
             "vocabulary": torch.arange(128, dtype=torch.int32),
             "table": torch.randint(-127, 127, (128, 24), dtype=torch.int8),
@@ -80,8 +89,12 @@ def test_templates_are_sentences() -> None:
         ("he likes it", "He likes it."),
         ("Who are you?", "Who are you?"),
         ("`so what`", "So what."),
-        ("it costs 12", "It costs 12."),
+        ("it costs 12", "It costs twelve."),
+        ("In 1984, 300 people", "In nineteen eighty four, three hundred people."),
+        ("dial 007", "Dial zero zero seven."),
         ("call 555-1234", None),
+        ("it costs 1,200", None),
+        ("the 90's", None),
         ("the NASA program", None),
         ("...", None),
         ("a (strange) thing", None),
@@ -107,7 +120,7 @@ def test_voices_share_the_texts_and_are_kept(tmp_path: Path, work: Path, flite: 
     texts = load(work / "projector-texts.safetensors")
     told: list[str] = []
     spoken = speak(texts, tmp_path / "speech", None, SpeechConfig(60, 2), told.append, "cpu", flite)
-    assert set(spoken.voice) == {name for name, _ in FLITE} and sorted(spoken.text) == list(range(len(texts)))
+    assert set(spoken.voice) == {name for name, _ in MADE} and sorted(spoken.text) == list(range(len(texts)))
     assert spoken.held.sum() == 2 and (spoken.lengths > 3000).all()
     row = spoken.voice.index("kal")
     start = int(spoken.bank.starts[row])
@@ -141,7 +154,55 @@ def test_the_command_makes_weights_a_card_and_goes_on(
     said = capsys.readouterr().out
     assert "joe does not speak" in said and "of words wrong" in said
     card = out.with_suffix(".md").read_text()
-    assert "awb, kal16, kal" in card and "0.02" in card and out.stat().st_size > 10_000
+    assert "awb, kal16, espeak, kal" in card and "0.02" in card and out.stat().st_size > 10_000
     assert cli.main([*command, "--minutes", "0.03"]) == 0
     assert "going on after" in capsys.readouterr().out
     assert cli.main([*command, "--minutes", "0"]) == 2
+
+
+class Syllables:
+    """A vocabulary of a few tokens; as many of `QwenVocabulary`'s methods as a speller needs."""
+
+    tokens = (
+        *(bytes([byte]) for byte in range(128)),
+        *(b" " + bytes([byte]) for byte in range(128)),
+        b" cat",
+        b" cath",
+        b"edral",
+        b" cathedral",
+    )
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.tokens[token]
+
+    def encode(self, text: str) -> list[int]:
+        return [self.tokens.index(text.encode())]
+
+
+def test_rare_tokens_are_spelt_with_common_ones() -> None:
+    known = Syllables()
+    cat, cath, edral, cathedral = range(256, 260)
+    spell = Speller(known, Counter({cat: 30, edral: 30, cath: 3, cathedral: 2, ord("."): 1}), rare=24)  # type: ignore[arg-type]
+    assert spell([cat, ord(".")]) == [cat, ord(".")]
+    assert spell([cathedral]) == [cat, ord("h"), edral]
+    assert b"".join(map(known.token_bytes, spell([cath, cathedral]))) == b" cath cathedral"
+
+
+def test_stress_length_and_marks_are_no_sounds() -> None:
+    found = sounds({"a": [1], "ˈ": [2], "ː": [3], " ": [4], ".": [5], "ʃ": [6], "^": [7]})
+    assert np.flatnonzero(found).tolist() == [1, 6]
+
+
+def test_prompts_are_heard_more_often_and_never_judged_by(tmp_path: Path, work: Path, flite: str) -> None:
+    texts = load(work / "projector-texts.safetensors")
+    folder = tmp_path / "speech"
+    with pytest.raises(InputError, match="nobody"):
+        keep_prompts(folder, [0], [np.full(8000, 0.25, np.float32)])
+        gather_speech(texts, folder, torch.device("cpu"))
+    spoken = speak(texts, folder, None, SpeechConfig(60, 2), lambda text: None, "cpu", flite)
+    rows = [row for row, voice in enumerate(spoken.voice) if voice == PROMPTS]
+    assert len(rows) == round(PROMPT_SHARE * len(texts)) > 1 and not spoken.held[rows].any() and spoken.held.any()
+    start = int(spoken.bank.starts[rows[-1]])
+    assert spoken.bank.sound[start : start + 8000].unique().tolist() == [8191] and spoken.lengths[rows[-1]] == 8000
+    used = sorted(set("".join(texts.texts).replace(".", "")))
+    assert [used[one] for one in spoken.phones[0]] == list(texts.texts[0].strip("."))

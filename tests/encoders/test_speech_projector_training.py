@@ -1,5 +1,7 @@
 """Teaching the projector: it learns, its teacher is Whisper, it stops by the clock, and it goes on where it was stopped."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,8 @@ import torch
 from duplex.errors import WeightsError
 from encoders.speech_augment import AugmentConfig, SoundBank
 from encoders.speech_batches import Batches, Spoken, letter_shares
-from encoders.speech_projector import SpeechProjector, SpeechProjectorConfig
-from encoders.speech_projector_training import ProjectorTrainingConfig, Teacher, Training, distance
+from encoders.speech_projector import SpeechProjector, SpeechProjectorConfig, TokenHead
+from encoders.speech_projector_training import ProjectorTrainingConfig, Teacher, Training, ctc_per_label, distance
 from tests.encoders.test_speech_projector import whisper_tensors
 
 SMALL = SpeechProjectorConfig(32, 2, 2, 1, 1, 48, 24, left=2)
@@ -34,7 +36,7 @@ def spoken():
     tokens = [np.array(t) for t in texts]
     held = np.arange(len(texts)) % 6 == 0
     shares = [(letter_shares([1, 1]), letter_shares([1, 1]))] * len(texts)
-    spoken = Spoken(bank, np.arange(len(texts)), ["tones"] * len(texts), tokens, tokens, held, lengths, shares)
+    spoken = Spoken(bank, np.arange(len(texts)), ["tones"] * len(texts), tokens, tokens, held, lengths, shares, tokens)
     return Batches(spoken, np.random.default_rng(0))
 
 
@@ -49,8 +51,8 @@ def test_it_learns_and_leaves_whispers_lower_layers_alone(whisper, spoken):
     run = training(whisper, masked_p=0.0, states=0.0)
     lower = run.net.encoder[0].query.weight.clone()
     upper = run.net.encoder[1].query.weight.clone()
-    first = [float(run.learn(spoken, 0.0)[0]) for _ in range(5)]
-    last = [float(run.learn(spoken, 0.1)[0]) for _ in range(95)][-10:]
+    first = [run.learn(spoken, 0.0).ctc.item() for _ in range(5)]
+    last = [run.learn(spoken, 0.1).ctc.item() for _ in range(130)][-10:]
     assert np.mean(last) < 1.1 < 0.6 * np.mean(first)  # the better of two tokens that are known only to differ is worth 1.24 nats
     assert torch.equal(run.net.encoder[0].query.weight, lower)
     assert not torch.equal(run.net.encoder[1].query.weight, upper)
@@ -89,7 +91,7 @@ def test_it_stops_by_the_clock_and_goes_on_where_it_was_stopped(tmp_path, whispe
 def test_a_step_that_went_wrong_is_no_step(whisper, spoken, monkeypatch):
     run = training(whisper)
     plain = run.losses
-    monkeypatch.setattr(run, "losses", lambda s: tuple(x * float("nan") if torch.is_tensor(x) else x for x in plain(s)))
+    monkeypatch.setattr(run, "losses", lambda s: replace(plain(s), ctc=plain(s).ctc * float("nan")))
     run.learn(spoken, 0.1)
     assert all(torch.isfinite(p).all() for p in run.learnt)
 
@@ -98,3 +100,40 @@ def test_distance_counts_edits():
     assert distance(list("kitten"), list("sitting")) == 3
     assert distance([], [1, 2]) == 2 == distance([1, 2], [])
     assert distance(["a", "b"], ["a", "b"]) == 0
+
+
+def test_rows_without_labels_do_not_count():
+    torch.manual_seed(0)
+    odds = torch.randn(3, 12, 5).log_softmax(2)
+    labels = [np.array([0, 3]), np.array([], np.int64), np.array([2])]
+    lengths = torch.tensor([12, 12, 9])
+    alone = [ctc_per_label(odds[[row]], lengths[[row]], [labels[row]]) for row in (0, 2)]
+    assert torch.allclose(ctc_per_label(odds, lengths, labels), (2 * alone[0] + alone[1]) / 3)
+    assert float(ctc_per_label(odds, lengths, [labels[1]] * 3)) == 0 == float(ctc_per_label(odds, lengths, []))
+
+
+def test_a_few_drawn_tokens_stand_for_all_others(whisper, spoken):
+    run = training(whisper, states=0.0)
+    run.config = replace(run.config, negatives=None)
+    assert run._choose([np.array([1, 2])])[0] is None
+    table = torch.randn(500, 24)
+    run.head = TokenHead(0.02 * table)
+    run.config = replace(run.config, negatives=60)
+    vectors, targets = torch.randn(40, 24), [np.array([7, 400, 7]), np.array([3])]
+    whole = run.head(vectors).logsumexp(1)
+    found = []
+    for _ in range(200):
+        chosen, mapped, more = run._choose(targets)
+        assert [chosen[one].tolist() for one in mapped] == [[7, 400, 7], [3]] and len(chosen.unique()) == len(chosen)
+        scores = run.head(vectors, chosen) + more
+        assert torch.allclose(scores[:, 1 + mapped[0][0]], run.head(vectors)[:, 8]) and torch.allclose(
+            scores[:, 0], run.head(vectors)[:, 0]
+        )
+        found.append(scores.exp().sum(1))
+    assert torch.allclose(torch.stack(found).mean(0).log(), whole, atol=0.1)
+
+
+def test_without_all_tokens_and_without_whisper_it_learns_too(whisper, spoken):
+    run = training(whisper, masked_p=0.0, states=0.0, negatives=1)
+    losses = [run.learn(spoken, 0.1).ctc.item() for _ in range(110)]
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:4])
