@@ -107,7 +107,7 @@ class Listener:
             await self._wanted.wait()
             self._wanted.clear()
             turn = self.turn
-            if turn is None:
+            if turn is None or turn.fresh():  # what was asked for is there already
                 continue
             self._listened_at = self.now
             window = ears.window(self._ear)

@@ -44,7 +44,7 @@ from duplex.events import (
 from duplex.levels import level_db
 from duplex.playout import Playout, PlayoutConfig
 from duplex.turns import TurnConfig, TurnTaking
-from duplex.vad import VoiceActivity, VoiceActivityConfig, VoiceStart, VoiceStop
+from duplex.vad import VoiceActivity, VoiceActivityConfig, VoiceChange, VoiceFade, VoiceStart
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +190,12 @@ class Session(Answering):
             elif self.turns.floor == "user" or self._detection.kind == "manual":
                 self._listener.want(self.config.interim_s)
 
-    def _voice_changed(self, change: VoiceStart | VoiceStop) -> None:
+    def _voice_changed(self, change: VoiceChange) -> None:
         current, manual = self._listener.turn, self._detection.kind == "manual"
-        if isinstance(change, VoiceStart):
+        if isinstance(change, VoiceFade):
+            if current is not None and self.turns.floor == "user":
+                self._listener.want()  # so that the words are known when the voice turns out to have stopped
+        elif isinstance(change, VoiceStart):
             self._voiced = True
             self._emit(UserStarted(change.at))
             if not manual:

@@ -1,6 +1,6 @@
 """What the agent's own ears and LLM would know at each tick of a built conversation, without waiting for the clock.
 
-The sound itself is recognised, at the moments at which a session asks for it: when the user falls silent, and every 240 ms of a sound over
+The sound itself is recognised, at the moments at which a session asks for it: when the user's voice fades, and every 240 ms of a sound over
 the agent's voice. A result is known after a fixed time, as long as the work takes on an idle machine; here the machine may be busy.
 """
 
@@ -17,6 +17,7 @@ from duplex.predictor import TickInput
 from duplex.predictor_features import Heard
 from duplex.scenario import Scenario
 from duplex.scenario_hearing import VoiceModel, hear
+from duplex.vad import VoiceActivityConfig
 
 EARS_S = 0.15
 """A transcript is known so long after it was asked for."""
@@ -34,6 +35,7 @@ class _Turn:
     onset: int
     last_voiced: int
     asked: int
+    asked_in_quiet: bool = False
     hum: float = 1.0
     text: str = ""
     end: int = -1  # the words cover the sound up to here
@@ -56,6 +58,7 @@ def listen(scenario: Scenario, vad: VoiceModel, reader: WordsReader) -> list[Kno
     turn: _Turn | None = None
     waiting: list[tuple[int, int, str, float | None]] = []  # known from, covers up to, words, P(ends)
     before = False
+    limit = VoiceActivityConfig().offset_threshold
     for tick, heard in enumerate(hear(scenario, vad)):
         at = (tick + 1) * TICK
         last = at - user_samples(heard.silence_s)
@@ -68,13 +71,15 @@ def listen(scenario: Scenario, vad: VoiceModel, reader: WordsReader) -> list[Kno
         if turn is not None:
             turn.last_voiced = max(last, turn.onset)
             interim = heard.voiced and heard.agent_speaking and at - turn.asked >= user_samples(INTERIM_S)
-            if interim or (before and not heard.voiced):
+            quiet = not heard.voiced or (heard.voice_p < limit and not heard.agent_speaking)
+            if interim or (quiet and not turn.asked_in_quiet):
                 turn.asked = at
                 start = max(turn.onset - user_samples(PREROLL_S), 0)
                 text = reader.words(scenario.user[start:at])
                 ends = None if heard.agent_speaking else reader.ends(text)
                 waiting.append((at + user_samples(EARS_S), at, text, None))
                 waiting.append((at + user_samples(EARS_S + READ_S), at, text, ends))
+            turn.asked_in_quiet = quiet
             for due in [w for w in waiting if w[0] <= at]:
                 waiting.remove(due)
                 turn.end, turn.text, turn.ends = due[1:]

@@ -94,6 +94,8 @@ class VoiceActivityConfig:
     """... among the newest so many make a start."""
     offset_ms: int = 160
     """So much without a voiced window makes a stop."""
+    fade_ms: int = 64
+    """So much without one may become a stop: time to find out what was said."""
     pull_back_ms: int = 64
     """The start is put so long before the first voiced window began, since the model lags and consonants are soft."""
     floor_db: float = -58.0
@@ -104,8 +106,8 @@ class VoiceActivityConfig:
             raise ValueError("keep 0 < offset_threshold <= onset_threshold < 1")
         if not 1 <= self.onset_windows <= self.onset_span_windows:
             raise ValueError("keep 1 <= onset_windows <= onset_span_windows")
-        if self.offset_ms < WINDOW_MS or self.pull_back_ms < 0:
-            raise ValueError(f"offset_ms must be at least one window ({WINDOW_MS}) and pull_back_ms not negative")
+        if self.offset_ms < WINDOW_MS or self.fade_ms < WINDOW_MS or self.pull_back_ms < 0:
+            raise ValueError(f"offset_ms and fade_ms must be at least one window ({WINDOW_MS}) and pull_back_ms not negative")
         if not SILENCE_DB < self.floor_db < 0:
             raise ValueError("floor_db is in dBFS; keep it between -100 and 0")
 
@@ -126,8 +128,22 @@ class VoiceStop:
     """User sample after the last voiced one, by estimate."""
 
 
+@dataclass(frozen=True, slots=True)
+class VoiceFade:
+    """The voice may have ended; a stop or more voice follows."""
+
+    at: int
+    """User sample after the last voiced one, by estimate."""
+
+
+VoiceChange = VoiceStart | VoiceFade | VoiceStop
+
+
 class VoiceActivity:
-    """Hysteresis over windows, fed in order to `update`; starts and stops alternate, and their positions never go back."""
+    """Hysteresis over windows, fed in order to `update`; starts and stops alternate, and their positions never go back.
+
+    Between a start and its stop there is a fade wherever the voice pauses for a moment.
+    """
 
     def __init__(self, config: VoiceActivityConfig | None = None) -> None:
         self.config = config or VoiceActivityConfig()
@@ -135,19 +151,26 @@ class VoiceActivity:
         """Whether there is voice now."""
         self.last_voiced = 0
         """User sample after the newest voiced window while active, or of the newest stop."""
+        self._fading = False
         self._recent: list[tuple[int, bool]] = []  # (end, voiced) of the newest windows, while not active
 
-    def update(self, end: int, probability: float, level_db: float = 0.0) -> list[VoiceStart | VoiceStop]:
+    def update(self, end: int, probability: float, level_db: float = 0.0) -> list[VoiceChange]:
         """Take the window that ends at user sample `end`, its probability and level in dBFS; return what changed, if anything."""
         c = self.config
         loud = level_db >= c.floor_db
         if self.active:
             if loud and probability >= c.offset_threshold:
-                self.last_voiced = end
-            elif (end - self.last_voiced) * 1000 >= c.offset_ms * USER_RATE_HZ:
+                self.last_voiced, self._fading = end, False
+                return []
+            found: list[VoiceChange] = []
+            quiet_ms = (end - self.last_voiced) * 1000 // USER_RATE_HZ
+            if quiet_ms >= c.fade_ms and not self._fading:
+                self._fading = True
+                found.append(VoiceFade(self.last_voiced))
+            if quiet_ms >= c.offset_ms:
                 self.active = False
-                return [VoiceStop(self.last_voiced)]
-            return []
+                found.append(VoiceStop(self.last_voiced))
+            return found
         self._recent.append((end, loud and probability >= c.onset_threshold))
         del self._recent[: -c.onset_span_windows]
         voiced = [at for at, yes in self._recent if yes]
@@ -155,11 +178,11 @@ class VoiceActivity:
             return []
         pulled = voiced[0] - WINDOW_SAMPLES - c.pull_back_ms * USER_RATE_HZ // 1000
         start = max(0, self.last_voiced, pulled)
-        self.active, self.last_voiced = True, voiced[-1]
+        self.active, self.last_voiced, self._fading = True, voiced[-1], False
         self._recent.clear()
         return [VoiceStart(start)]
 
-    def finish(self) -> list[VoiceStop]:
+    def finish(self) -> list[VoiceChange]:
         """The audio has ended: a voice that was still going on stops at its last voiced sample."""
         if not self.active:
             return []

@@ -15,9 +15,11 @@ from duplex.events import (
     ResponseStarted,
     SpeculationDiscarded,
     Trouble,
+    UserStopped,
     UserTranscript,
 )
 from duplex.turns import TurnConfig
+from duplex.vad import VoiceActivityConfig
 from tests.agent.conversations import Line, converse
 
 LONG = "This is a rather long answer that goes on and on about the matter at hand until someone stops it at last."
@@ -44,6 +46,14 @@ def test_a_complete_sentence_is_answered_sooner_than_one_that_hangs() -> None:
     whole = converse([Line("Do you like the sea?")], ["I do."]).of(ResponseStarted)[0]
     hanging = converse([Line("I like the")], ["What?"]).of(ResponseStarted)[0]
     assert hanging.latency_s > whole.latency_s + 0.8
+
+
+def test_the_words_are_looked_for_when_the_voice_fades_not_only_when_it_has_stopped() -> None:
+    config = SessionConfig(interim_s=9.0, activity=VoiceActivityConfig(offset_ms=320))
+    done = converse([Line("What is the capital of France?")], ["Paris is."], config)
+    kinds = [type(event) for event in done.events]
+    assert kinds.index(UserTranscript) < kinds.index(UserStopped)
+    assert kinds.count(UserTranscript) == 2  # found once, and final once
 
 
 def test_a_question_is_answered_sooner_than_a_statement() -> None:

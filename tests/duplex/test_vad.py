@@ -11,17 +11,18 @@ from hypothesis import strategies as st
 
 from duplex.errors import WeightsError
 from duplex.levels import level_db
-from duplex.vad import WINDOW_SAMPLES, Vad, VoiceActivity, VoiceActivityConfig, VoiceStart, VoiceStop
+from duplex.vad import WINDOW_SAMPLES, Vad, VoiceActivity, VoiceActivityConfig, VoiceFade, VoiceStart, VoiceStop
 
 SPEECH = Path(__file__).parents[1] / "encoders" / "speech"
 
 windows = st.lists(st.tuples(st.floats(0, 1), st.sampled_from([-100.0, -70.0, -59.0, -50.0, -20.0])), max_size=80)
 configs = st.builds(
-    lambda onset, ratio, needed, more, offset, back: VoiceActivityConfig(onset, onset * ratio, needed, needed + more, offset, back),
+    lambda onset, ratio, needed, more, offset, fade, back: VoiceActivityConfig(onset, onset * ratio, needed, needed + more, offset, fade, back),
     st.floats(0.1, 0.9),
     st.floats(0.1, 1),
     st.integers(1, 4),
     st.integers(0, 3),
+    st.integers(32, 500),
     st.integers(32, 500),
     st.integers(0, 500),
 )
@@ -39,7 +40,8 @@ def run(config, sequence):
 def test_starts_and_stops_alternate_and_never_go_back(config, sequence):
     activity, changes = run(config, sequence)
     events = [change for _, change in changes] + activity.finish()
-    assert [type(e) for e in events] == [VoiceStart, VoiceStop] * (len(events) // 2)
+    turns = [type(e) for e in events if not isinstance(e, VoiceFade)]
+    assert turns == [VoiceStart, VoiceStop] * (len(turns) // 2)
     assert all(a.at <= b.at for a, b in pairwise(events))
     assert all(0 <= e.at <= seen for seen, e in changes)
     assert not activity.active and activity.finish() == []
@@ -73,7 +75,8 @@ def test_later_windows_do_not_change_earlier_events(config, past, future):
 def test_a_stop_is_known_after_the_offset_and_says_where_the_voice_ended(config, voiced):
     needed = config.onset_windows + voiced
     activity, changes = run(config, [(1.0, -20.0)] * needed + [(0.0, -100.0)] * 20)
-    (_, start), (seen, stop) = changes
+    (_, start), *faded, (seen, stop) = changes
+    assert [at - fade.at for at, fade in faded] == [-(-config.fade_ms // 32) * 512] * (config.fade_ms <= (seen - stop.at) // 16)
     assert start.at <= (needed - 1) * WINDOW_SAMPLES and stop.at == needed * WINDOW_SAMPLES == activity.last_voiced
     assert config.offset_ms * 16 <= seen - stop.at < config.offset_ms * 16 + WINDOW_SAMPLES
 
@@ -81,6 +84,13 @@ def test_a_stop_is_known_after_the_offset_and_says_where_the_voice_ended(config,
 def test_hysteresis_holds_on_between_the_thresholds():
     _, changes = run(VoiceActivityConfig(), [(0.9, -20.0)] * 3 + [(0.4, -20.0)] * 50)
     assert len(changes) == 1
+
+
+def test_a_voice_that_pauses_fades_each_time_and_stops_once():
+    voiced, silent = [(0.9, -20.0)] * 3, [(0.1, -20.0)] * 3
+    _, changes = run(VoiceActivityConfig(offset_ms=160), [*voiced, *silent, *voiced, *silent, *silent])
+    assert [type(change) for _, change in changes] == [VoiceStart, VoiceFade, VoiceFade, VoiceStop]
+    assert [seen - change.at for seen, change in changes[1:]] == [2 * 512, 2 * 512, 5 * 512]
 
 
 def test_one_loud_click_is_no_voice():
@@ -95,6 +105,7 @@ def test_one_loud_click_is_no_voice():
         {"onset_windows": 0},
         {"onset_windows": 4, "onset_span_windows": 3},
         {"offset_ms": 10},
+        {"fade_ms": 0},
         {"pull_back_ms": -1},
         {"floor_db": 3.0},
     ],
