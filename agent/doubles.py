@@ -31,6 +31,10 @@ class ScriptedEars:
 
     words: Sequence[tuple[int, int, str]]
 
+    @property
+    def interim_s(self) -> float:
+        return 0.6
+
     def open(self) -> _EarState:
         """See encoders.ears.Ears."""
         return _EarState()

@@ -51,8 +51,8 @@ from duplex.vad import VoiceActivity, VoiceActivityConfig, VoiceChange, VoiceFad
 class SessionConfig:
     """How a conversation is run; each part's own numbers live with the part."""
 
-    interim_s: float = 0.6
-    """How often the transcript is renewed while the user speaks."""
+    interim_s: float | None = None
+    """How often the transcript is renewed while the user speaks; None as suits the ears."""
     overlap_interim_s: float = 0.24
     """How often, while the user speaks over the agent."""
     preroll_s: float = 0.3
@@ -188,7 +188,8 @@ class Session(Answering):
             if self.turns.floor in ("ducked", "held"):
                 self._listener.want(self.config.overlap_interim_s)
             elif self.turns.floor == "user" or self._detection.kind == "manual":
-                self._listener.want(self.config.interim_s)
+                interim_s = self.config.interim_s
+                self._listener.want(self._parts.ears.interim_s if interim_s is None else interim_s)
 
     def _voice_changed(self, change: VoiceChange) -> None:
         current, manual = self._listener.turn, self._detection.kind == "manual"

@@ -1,7 +1,7 @@
 """`duologue bench ears`: how well and how fast speech reaches the LLM, through the transcript (bridge) and through the projector.
 
-Both hear the same sound in the same way: 20 ms at a time, asked for the words every 0.6 s, and once more when the speech is over. What
-counts as time is that last question. Words are compared after Whisper's own English normalisation.
+Both hear the same sound as a session gives it to them: 20 ms at a time, asked for the words as often as it asks, and once more when the
+speech is over. What counts as time is that last question. Words are compared after Whisper's own English normalisation.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from duplex.metrics import Spread
 from duplex.resample import resample
 from encoders.ears import Ears, Transcript
 
-INTERIM_S = 0.6
 AFTER_S = 0.24
 """Silence after the speech at which the words are asked for."""
 
@@ -165,13 +164,14 @@ def _noisy(one: Said, db: float) -> Said:
 
 def hear(ears: Ears, samples: Samples) -> tuple[Transcript, float, float]:
     """One utterance as a session hears it -> the last transcript, the time it took, and the time of all before."""
+    every = user_samples(ears.interim_s)
     state: Any = ears.open()
     sound = np.concatenate([np.zeros(user_samples(0.3), np.float32), samples, np.zeros(user_samples(AFTER_S), np.float32)])
     ears.begin_turn(state, 0)
     before, asked = 0.0, 0
     for at in range(0, len(sound), USER_FRAME):
         ears.feed(state, sound[at : at + USER_FRAME])
-        if at - asked >= user_samples(INTERIM_S) and at < len(sound) - user_samples(AFTER_S):
+        if at - asked >= every and at < len(sound) - user_samples(AFTER_S):
             asked = at
             began = time.perf_counter()
             window = ears.window(state)

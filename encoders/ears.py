@@ -65,6 +65,11 @@ class Transcript:
 class Ears(Protocol):
     """A streaming recogniser; the state is owned by the caller, so conversations share one set of weights."""
 
+    @property
+    def interim_s(self) -> float:
+        """How often it pays to bring the transcript up to date while the user speaks."""
+        ...
+
     def open(self) -> Any:
         """A fresh state for one conversation."""
         ...

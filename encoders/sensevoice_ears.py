@@ -143,6 +143,10 @@ class SenseVoiceEars:
         """SenseVoiceSmall's shapes with random weights, for measuring."""
         return cls(sensevoice_checkpoint.full_size(0, device), config)
 
+    @property
+    def interim_s(self) -> float:
+        return 0.6  # each time the whole window is heard anew
+
     def open(self) -> SenseVoiceEarsState:
         """A fresh state for one conversation, about 1 MB, which does not grow."""
         return SenseVoiceEarsState()

@@ -111,6 +111,10 @@ class WhisperEars:
         """Random weights, no download: hears nonsense, deterministically."""
         return cls(whisper_checkpoint.tiny(seed), config)
 
+    @property
+    def interim_s(self) -> float:
+        return 0.6  # each time the whole window is heard anew
+
     def open(self) -> EarsState:
         """A fresh state for one conversation, about 1 MB, which does not grow."""
         return EarsState()

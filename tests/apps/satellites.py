@@ -50,6 +50,10 @@ class CountingEars:
 
     texts: Sequence[str]
 
+    @property
+    def interim_s(self) -> float:
+        return 0.6
+
     def open(self) -> _Counting:
         return _Counting()
 

@@ -35,6 +35,10 @@ class ToneEars:
     def __init__(self, phrases: Mapping[int, str]) -> None:
         self.phrases = phrases
 
+    @property
+    def interim_s(self) -> float:
+        return 0.6
+
     def open(self) -> _Heard:
         return _Heard()
 
