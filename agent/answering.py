@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from agent.transport import Transport
     from agent.user_turn import UserTurn
     from duplex.playout import Playout
+    from duplex.predictor import Ending
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Answering(Steering):
             self._trouble(f"A response failed: {errors.exceptions[0]}", "response_failed")
             self.playout.finish(epoch)
 
-    async def _read(self, heard: Transcript) -> float | None:
+    async def _read(self, heard: Transcript) -> Ending | None:
         return await self._responder.read(self.history.with_user(heard.text, heard.speech), self._manner)
 
     async def _read_ahead(self) -> None:

@@ -15,6 +15,7 @@ from agent.sampling import Sampler, SamplingConfig
 from agent.thinker import Context, Step, Thinker
 from agent.tool_calls import CLOSE, OPEN
 from duplex.errors import ConfigError
+from duplex.predictor import Ending
 from duplex.predictor_sentence_end import SentenceEnd
 
 
@@ -26,8 +27,11 @@ class ChatConfig:
     """How replies are drawn."""
     reply_reserve_tokens: int = 256
     """Room in the context that history must leave for the reply."""
-    sentence_end: Literal["learned", "odds"] = "odds"
-    """Who tells how likely the user's sentence ends after the words so far: the head taught on this LLM, or the LLM's own odds."""
+    sentence_end: Literal["learned", "odds", "both"] = "odds"
+    """Who tells how likely the user's sentence ends after the words so far: the head taught on this LLM, or the LLM's own odds.
+
+    both: a predictor that listens is told the odds, which it was taught with, and the rules what the head says.
+    """
 
     def __post_init__(self) -> None:
         if self.reply_reserve_tokens < 1:
@@ -78,12 +82,15 @@ class Chat:
                 keys.vectors.update(zip(message.speech.keys, message.speech.vectors, strict=True))
         return keys
 
-    def turn_end(self, context: Context) -> float:
-        """P(the sentence ends here), after words without their final punctuation: by the head that was taught it, or the LLM's own odds."""
+    def turn_end(self, context: Context) -> Ending:
+        """How likely the sentence ends here, after words without their final punctuation."""
         state = self.thinker.state(context)
-        return self.ending(state) if self._sentence_end is None else self._sentence_end.probability(state)
+        if self._sentence_end is None:
+            return Ending(self.odds_of_end(state))
+        odds = self.odds_of_end(state) if self.config.sentence_end == "both" else None
+        return Ending(self._sentence_end.probability(state), odds)
 
-    def ending(self, state: torch.Tensor) -> float:
+    def odds_of_end(self, state: torch.Tensor) -> float:
         """P(the next token ends the sentence or the turn) by the LLM itself, of the state [d] after its last word."""
         return float(torch.softmax(self.thinker.logits_of(state), -1)[self._ends].sum())
 

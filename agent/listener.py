@@ -16,6 +16,7 @@ from agent.user_turn import UserTurn
 from agent.worker import ModelWorker, Priority
 from duplex.audio import Samples, user_samples
 from duplex.events import Event, Trouble, UserTranscript
+from duplex.predictor import Ending
 from encoders.ears import Ears, Transcript
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class Listener:
         ears: Ears,
         worker: ModelWorker,
         emit: Callable[[Event], None],
-        read: Callable[[Transcript], Awaitable[float | None]],
+        read: Callable[[Transcript], Awaitable[Ending | None]],
         start: Starter,
     ) -> None:
         """read: lets the thinker read the words so far and say how likely the sentence ends there. start: owns a task for us."""

@@ -148,7 +148,7 @@ class Loader:
         return Chat(loaded, self.thinker.chat, self._sentence_end())
 
     def _sentence_end(self) -> SentenceEnd | None:
-        return SentenceEnd.load() if self.thinker.chat.sentence_end == "learned" else None
+        return None if self.thinker.chat.sentence_end == "odds" else SentenceEnd.load()
 
     def voice(self, where: Mapping[str, Path], chat: Chat) -> Voice:
         """From what `weights.locate` found. Raises WeightsError, and InputError for a sample that is no voice sample."""

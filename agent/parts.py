@@ -10,7 +10,7 @@ from agent.chat_template import Message
 from decoders.voice import Voice
 from duplex.audio import AGENT_RATE_HZ, Samples
 from duplex.playout import Pace
-from duplex.predictor import DuplexPredictor
+from duplex.predictor import DuplexPredictor, Ending
 from encoders.ears import Ears
 
 
@@ -44,8 +44,8 @@ class Thinker(Protocol):
         """The dialogue as token ids, oldest turns dropped until it fits; opened for a reply, or left open within the last message."""
         ...
 
-    def turn_end(self, context: Any) -> float | None:
-        """With the user's words so far in the context: how likely the sentence ends here, in [0, 1]; None when it cannot tell."""
+    def turn_end(self, context: Any) -> Ending | None:
+        """With the user's words so far in the context: how likely the sentence ends here; None when it cannot tell."""
         ...
 
     def sync_steps(self, context: Any, keys: Sequence[int]) -> Iterator[Any]:

@@ -22,6 +22,7 @@ from decoders.voice import Speech, Voice
 from duplex.audio import Samples
 from duplex.errors import ConfigError
 from duplex.playout import Playout
+from duplex.predictor import Ending
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class Responder:
         self._using = asyncio.Lock()  # one reader or writer of the context at a time
         self._decoding = False
 
-    async def read(self, messages: list[Message], manner: Manner) -> float | None:
+    async def read(self, messages: list[Message], manner: Manner) -> Ending | None:
         """Let the thinker read the dialogue while the user is still speaking, so that a response need not.
 
         messages: end with the user's words so far. Returns how likely their sentence ends here; None when the thinker is busy with a

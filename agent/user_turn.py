@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from duplex.events import SpeechLabelled
+from duplex.predictor import Ending
 from encoders.ears import Transcript
 
 
@@ -18,7 +19,7 @@ class UserTurn:
     onset: int
     last_voiced: int
     transcript: Transcript | None = None
-    ends: float | None = None
+    ends: Ending | None = None
     """How likely the sentence ends with the newest transcript, by the thinker."""
     labels: SpeechLabelled | None = None
     hum: float = 1.0

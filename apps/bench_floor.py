@@ -100,8 +100,14 @@ def _systems(vad: Vad, weights: Path, config: PredictorConfig) -> tuple[list[Sys
     found: list[System] = [Ours("rules", RulePredictor(config))]
     notes = []
     if weights.exists():
-        found.append(Ours("trained", TrainedPredictor.load(weights, config.trained, config)))
-        found.append(Ours("trained, overlaps too", TrainedPredictor.load(weights, replace(config.trained, overlaps="net"), config)))
+        kinds = {
+            "both": {"agree": "both"},
+            "network": {"agree": "net"},
+            "network, overlaps too": {"agree": "net", "overlaps": "net"},
+        }
+        for name, chosen in kinds.items():
+            predictor = TrainedPredictor.load(weights, replace(config.trained, **chosen), config)  # type: ignore[arg-type]
+            found.append(Ours(name, predictor))
     else:
         notes.append("no trained predictor: make one with duologue train predictor")
     found.append(Silence("silero + 700 ms", silero(vad)))

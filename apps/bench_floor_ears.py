@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from agent.tick import to_listen_by
 from apps.train_stock import WordsReader
 from duplex.audio import TICK, seconds, user_samples
 from duplex.hum import hum_likeness
-from duplex.predictor import TickInput
+from duplex.predictor import Ending, TickInput
 from duplex.predictor_features import Heard
 from duplex.scenario import Scenario
 from duplex.scenario_hearing import VoiceModel, hear
@@ -39,7 +40,7 @@ class _Turn:
     hum: float = 1.0
     text: str = ""
     end: int = -1  # the words cover the sound up to here
-    ends: float | None = None
+    ends: Ending | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def listen(scenario: Scenario, vad: VoiceModel, reader: WordsReader) -> list[Kno
     """All ticks of a conversation."""
     found: list[Known] = []
     turn: _Turn | None = None
-    waiting: list[tuple[int, int, str, float | None]] = []  # known from, covers up to, words, P(ends)
+    waiting: list[tuple[int, int, str, Ending | None]] = []  # known from, covers up to, words, P(ends)
     before = False
     limit = VoiceActivityConfig().offset_threshold
     for tick, heard in enumerate(hear(scenario, vad)):
@@ -103,9 +104,10 @@ def _tick(at: int, heard: Heard, turn: _Turn | None) -> Known:
         transcript=turn.text,
         transcript_fresh=fresh,
         hum=turn.hum if heard.agent_speaking else 0.0,
-        sentence_ends=turn.ends if fresh else None,
+        sentence_ends=turn.ends.p if fresh and turn.ends is not None else None,
     )
-    return Known(replace(heard, transcript=turn.text, fresh=fresh, sentence_ends=known.sentence_ends), known)
+    by = to_listen_by(turn.ends) if fresh else None
+    return Known(replace(heard, transcript=turn.text, fresh=fresh, sentence_ends=by), known)
 
 
 def last_seconds(samples: np.ndarray, end: int, seconds_: float) -> np.ndarray:

@@ -174,7 +174,7 @@ class Reader:
                 state = self._context.buffers.hidden[len(keys) - len(tokens) + index]
                 states.append(state.float().numpy().astype(np.float16))
                 ends.append(end)
-                odds.append(self.chat.ending(state))
+                odds.append(self.chat.odds_of_end(state))
         return Read(Places(np.stack(states), np.array(ends, bool)), np.log(np.maximum(odds, 1e-9)).astype(np.float32))
 
 

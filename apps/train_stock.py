@@ -20,6 +20,7 @@ from agent.parts import Parts
 from apps import train_speech
 from apps.train_speech import Speak
 from duplex.audio import Samples, user_samples
+from duplex.predictor import Ending
 from duplex.scenario import Stock, Utterance
 from duplex.scenario_texts import BACKCHANNELS, INTERRUPTIONS, LEADS, Set, choose, sentences
 
@@ -32,7 +33,7 @@ class WordsReader:
     def __init__(self, parts: Parts, system_prompt: str) -> None:
         self.parts, self.system_prompt = parts, system_prompt
         self._context = parts.thinker.open()
-        self._known: dict[str, float | None] = {}
+        self._known: dict[str, Ending | None] = {}
 
     def words(self, samples: Samples) -> str:
         """[n] user samples -> their words."""
@@ -42,7 +43,7 @@ class WordsReader:
         ears.feed(state, samples)
         return ears.transcribe(ears.window(state)).text
 
-    def ends(self, text: str) -> float | None:
+    def ends(self, text: str) -> Ending | None:
         """How likely a user's sentence ends after these words; None for no words."""
         bare = text.rstrip(" .?!")
         if not bare:
@@ -60,7 +61,8 @@ class WordsReader:
         heard = []
         for place in utterance.places:
             text = self.words(np.concatenate([quiet, utterance.samples[:place], quiet]))
-            heard.append((text, self.ends(text)))
+            ends = self.ends(text)
+            heard.append((text, ends.p if ends is not None else None))
         return replace(utterance, heard=tuple(heard))
 
 

@@ -16,6 +16,16 @@ from duplex.predictor_features import Heard
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """How likely the user's sentence ends after the words so far, in [0, 1], by the LLM that has read them."""
+
+    p: float
+    """By whoever was chosen to tell it."""
+    odds: float | None = None
+    """By the LLM's own odds of a full stop, where those are wanted besides."""
+
+
+@dataclass(frozen=True, slots=True)
 class TickInput:
     """What is known at one tick."""
 
@@ -147,13 +157,20 @@ class RulePredictor:
         c = self.config
         if not known.transcript_fresh:
             return c.unknown_s
-        question = known.transcript.rstrip().endswith("?")
-        complete_s = c.complete_s if question else c.statement_s
-        if known.sentence_ends is None:
+        complete_s = c.complete_s if known.transcript.rstrip().endswith("?") else c.statement_s
+        whole = self.wholeness(known)
+        if whole is None:
             return max(complete_s, c.unread_s) if seems_complete(known.transcript) else c.incomplete_s
-        ends = known.sentence_ends * (c.question_gain if question else 1.0)
-        whole = math.log(max(ends, 1e-9) / c.hanging_p) / math.log(c.whole_p / c.hanging_p)  # 0: plainly goes on, 1: whole
-        return c.incomplete_s + min(max(whole, 0.0), 1.0) * (complete_s - c.incomplete_s)
+        return c.incomplete_s + whole * (complete_s - c.incomplete_s)
+
+    def wholeness(self, known: TickInput) -> float | None:
+        """How far the words make a whole sentence, in [0, 1]; None while the LLM has not read all of them."""
+        c = self.config
+        if not known.transcript_fresh or known.sentence_ends is None:
+            return None
+        ends = known.sentence_ends * (c.question_gain if known.transcript.rstrip().endswith("?") else 1.0)
+        whole = math.log(max(ends, 1e-9) / c.hanging_p) / math.log(c.whole_p / c.hanging_p)
+        return min(max(whole, 0.0), 1.0)
 
     def _over_agent(self, known: TickInput) -> TickDecision:
         c = self.config

@@ -2,6 +2,9 @@
 
 The network was taught on pauses and turn ends that last equally long, so its odds tell of what was said and how, not of how long it has
 been silent. That is added here: sure ends wait `complete_s`, sure pauses `incomplete_s`, and odds in between something in between.
+
+It can be asked together with the rules (`agree: both`): recognisers make whole sentences of half ones, and half-said sentences sometimes
+sound whole, but seldom at the same place.
 """
 
 from __future__ import annotations
@@ -34,6 +37,10 @@ class TrainedConfig:
     """Silence that ends a turn whose end is sure."""
     incomplete_s: float = 2.0
     """Silence that ends a turn of which the network is sure that it goes on."""
+    agree: Literal["net", "both"] = "net"
+    """Who must think that a turn is over: the network, or it and the rules by the words (`RuleConfig.hanging_p` and `whole_p`) as well."""
+    unread: float = 0.5
+    """both: how far an end is believed, at most, while the words are not there or the LLM has not read them."""
     newest: int = 2
     """Ticks of the silence whose odds are averaged."""
     overlaps: Literal["rules", "net"] = "rules"
@@ -48,8 +55,8 @@ class TrainedConfig:
     def __post_init__(self) -> None:
         if not 0 < self.speculate_s <= self.complete_s <= self.incomplete_s:
             raise ConfigError("predictor: speculate_s, complete_s and incomplete_s must be positive and rise in this order.")
-        if self.newest < 1 or not 0 < self.takeover_p < 1:
-            raise ConfigError("predictor: newest must be at least 1, and takeover_p lie between 0 and 1.")
+        if self.newest < 1 or not 0 < self.takeover_p < 1 or not 0 <= self.unread <= 1:
+            raise ConfigError("predictor: newest must be at least 1, takeover_p lie between 0 and 1, and unread be in 0 to 1.")
 
 
 @dataclass(slots=True)
@@ -140,6 +147,9 @@ class TrainedPredictor:
             return c.incomplete_s
         odds = sum(state.odds) / len(state.odds)
         whole = min(max((odds - self.hardly) / (self.surely - self.hardly), 0.0), 1.0)
+        if c.agree == "both":
+            words = self.rules.wholeness(known)
+            whole = min(whole, c.unread if words is None else words)
         return c.incomplete_s + whole * (c.complete_s - c.incomplete_s)
 
     def _after_user(self, state: TrainedState, known: TickInput) -> TickDecision:

@@ -86,7 +86,7 @@ class ProjectorTrainingConfig:
     """What is done to the sound."""
 
 
-ON_A_CPU = ProjectorTrainingConfig(batch_s=32.0, rate=6e-4, encoder_rate=1e-4, warm_steps=200, states=0.0, negatives=1024)
+ON_A_CPU = ProjectorTrainingConfig(batch_s=32.0, rate=1e-3, encoder_rate=2e-4, warm_steps=200, states=0.0, negatives=1024)
 """What two cores can do: many small steps instead of few large ones, and a quarter of the work for each second of sound."""
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from agent.tick import TickSound
 from agent.user_turn import UserTurn
 from duplex.audio import TICK, TICK_FRAMES, USER_FRAME
+from duplex.predictor import Ending
 from encoders.ears import Transcript
 
 
@@ -28,11 +29,12 @@ def test_a_tick_holds_its_own_sound_and_its_own_voice() -> None:
 def test_a_turn_is_told_with_its_words_and_over_the_agents_voice_with_its_hum() -> None:
     turn = UserTurn(1, 1000, 17_000)
     turn.transcript = Transcript("Well, no", 17_000)
-    turn.ends = 0.25
+    turn.ends = Ending(0.25, 0.75)
     sound = TickSound()
     sound.take(np.zeros(USER_FRAME, np.float32))
     alone = sound.known(turn, False, 17_000, 25_000, overlap=False)
     assert (alone.voiced_s, alone.silence_s, alone.transcript, alone.transcript_fresh) == (1.0, 0.5, "Well, no", True)
     assert alone.sentence_ends == 0.25 and alone.hum == 0.0 and turn.hum == 1.0
+    assert sound.heard(turn, False, 17_000, 25_000, agent_speaking=False).sentence_ends == 0.75
     over = sound.known(turn, True, 25_000, 25_000, overlap=True)
     assert over.agent_speaking and over.silence_s == 0.0 and over.hum == turn.hum < 1.0

@@ -14,7 +14,7 @@ from apps.bench_floor_ears import EARS_S, READ_S, Known, last_seconds, listen
 from apps.bench_floor_systems import Ours, Silence, overlap_run, silero, smart_turn_file
 from duplex.audio import TICK, user_samples
 from duplex.floor_scores import curve, floor_scores
-from duplex.predictor import RulePredictor
+from duplex.predictor import Ending, RulePredictor
 from duplex.predictor_net import FloorNet, NetConfig
 from duplex.predictor_trained import TrainedPredictor
 from duplex.scenario import Scenario, ScenarioConfig
@@ -34,8 +34,8 @@ class Reader:
         self.asked += 1
         return self.text
 
-    def ends(self, text: str) -> float:
-        return 0.5
+    def ends(self, text: str) -> Ending:
+        return Ending(0.5, 0.25)
 
 
 @cache
@@ -59,6 +59,10 @@ def test_words_are_known_only_after_the_work_that_they_take() -> None:
     read = next(known for known in ticks if known.sentence_ends is not None)
     assert fresh.at - end >= user_samples(EARS_S) and read.at - fresh.at >= user_samples(READ_S) - TICK
     assert fresh.at - end < user_samples(0.6)
+    assert {one.heard.sentence_ends for one in ticks_of(scenario) if one.known in ticks} == {
+        None,
+        0.25,
+    } and read.sentence_ends == 0.5
 
 
 def test_before_anything_was_said_nothing_is_known() -> None:

@@ -148,10 +148,10 @@ def sure(respond: float, taken: float) -> FloorNet:
     return fixed
 
 
-def ready_after_s(predictor: TrainedPredictor) -> float:
+def ready_after_s(predictor: TrainedPredictor, **words: object) -> float:
     state = predictor.open()
     predictor.hear(state, heard())
-    return next(s / 100 for s in range(500) if predictor.tick(state, known(silence_s=s / 100)).respond >= 0.8)
+    return next(s / 100 for s in range(500) if predictor.tick(state, known(silence_s=s / 100, **words)).respond >= 0.8)
 
 
 def test_a_sure_end_is_answered_soon_and_a_sure_pause_late() -> None:
@@ -159,6 +159,19 @@ def test_a_sure_end_is_answered_soon_and_a_sure_pause_late() -> None:
     assert ready_after_s(TrainedPredictor(sure(0.99, 0.5), config=config)) == pytest.approx(config.complete_s, abs=0.02)
     assert ready_after_s(TrainedPredictor(sure(0.01, 0.5), config=config)) == pytest.approx(config.incomplete_s, abs=0.02)
     assert config.complete_s < ready_after_s(TrainedPredictor(sure(0.4, 0.5), config=config)) < config.incomplete_s
+
+
+@pytest.mark.parametrize(
+    ("sounds", "reads", "whole"), [(0.99, 0.99, 1.0), (0.99, 0.001, 0.0), (0.01, 0.99, 0.0), (0.99, None, 0.5)]
+)
+def test_network_and_words_may_have_to_agree(sounds: float, reads: float | None, whole: float) -> None:
+    config = TrainedConfig(agree="both", unread=0.5)
+    words = {"transcript": "How old are you?", "transcript_fresh": True, "sentence_ends": reads}
+    predictor = TrainedPredictor(sure(sounds, 0.5), config=config)
+    expected = config.incomplete_s + whole * (config.complete_s - config.incomplete_s)
+    assert ready_after_s(predictor, **words) == pytest.approx(expected, abs=0.02)
+    alone = TrainedPredictor(sure(sounds, 0.5))
+    assert ready_after_s(alone, **words) == ready_after_s(alone)
 
 
 def test_before_anything_was_heard_it_waits_and_never_answers_a_voice() -> None:

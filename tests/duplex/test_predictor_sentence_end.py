@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from agent.chat import Chat
+from agent.chat import Chat, ChatConfig
 from agent.chat_template import Message
 from agent.thinker import Thinker
 from duplex.errors import ConfigError, WeightsError
+from duplex.predictor import Ending
 from duplex.predictor_sentence_end import WEIGHTS, SentenceEnd
 from duplex.predictor_sentence_end_training import HeadTraining, Places, scores, train_head
 
@@ -64,9 +65,11 @@ def test_the_language_model_asks_the_head_that_was_taught_on_it(head: SentenceEn
     for _ in plain.sync_steps(context, plain.render("Be kind.", [Message("user", "What")], open_assistant=False, open_last=True)):
         pass
     state = thinker.state(context)
-    assert taught.turn_end(context) == pytest.approx(head.probability(state))
-    assert plain.turn_end(context) == pytest.approx(plain.ending(state))
-    assert plain.ending(state) == pytest.approx(float(torch.softmax(thinker.logits(context), -1)[plain._ends].sum()))
+    assert taught.turn_end(context) == Ending(pytest.approx(head.probability(state)))
+    assert plain.turn_end(context) == Ending(pytest.approx(plain.odds_of_end(state)))
+    both = Chat(thinker, ChatConfig(sentence_end="both"), head).turn_end(context)
+    assert both == Ending(pytest.approx(head.probability(state)), pytest.approx(plain.odds_of_end(state)))
+    assert plain.odds_of_end(state) == pytest.approx(float(torch.softmax(thinker.logits(context), -1)[plain._ends].sum()))
 
 
 def test_a_head_of_another_language_model_is_refused() -> None:

@@ -17,7 +17,9 @@ SPEECH = Path(__file__).parents[1] / "encoders" / "speech"
 
 windows = st.lists(st.tuples(st.floats(0, 1), st.sampled_from([-100.0, -70.0, -59.0, -50.0, -20.0])), max_size=80)
 configs = st.builds(
-    lambda onset, ratio, needed, more, offset, fade, back: VoiceActivityConfig(onset, onset * ratio, needed, needed + more, offset, fade, back),
+    lambda onset, ratio, needed, more, offset, fade, back: VoiceActivityConfig(
+        onset, onset * ratio, needed, needed + more, offset, fade, back
+    ),
     st.floats(0.1, 0.9),
     st.floats(0.1, 1),
     st.integers(1, 4),
