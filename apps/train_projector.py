@@ -20,7 +20,7 @@ from torch import Tensor
 from agent import weight_cache, weights
 from apps import train_projector_texts
 from apps.recorded_prompts import prompts
-from apps.train_projector_speech import SpeechConfig, keep_prompts, speak
+from apps.train_projector_speech import PROMPTS, SpeechConfig, keep_prompts, speak
 from apps.train_projector_texts import Texts
 from duplex.checkpoint import read_tensors
 from duplex.errors import ConfigError, OutputError, WeightsError
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="time for learning (default: 5)")
     parser.add_argument("--speech-seconds", type=float, default=90.0, help="time for speaking (default: 90)")
     parser.add_argument("--passes", type=int, default=1, help="how often joe says each text (default: 1)")
-    parser.add_argument("--threads", type=int, default=10, help="programs of flite side by side (default: 10)")
+    parser.add_argument("--threads", type=int, default=10, help="programs of flite and espeak-ng side by side (default: 10)")
     parser.add_argument(
         "--batch", type=float, default=None, metavar="S", help="seconds of sound per step (default: 700, on a CPU 32)"
     )
@@ -195,22 +195,29 @@ def _card(
     size = sum(value.numel() for value in kept.values())
     lines = "\n".join(f"* {line}" for line in found)
     voices = ", ".join(dict.fromkeys(spoken.voice))
+    people = (
+        "Half of Asterisk's recorded prompts (one woman, CC BY-SA 3.0) were learnt from; the other half is the bench's."
+        if PROMPTS in spoken.voice
+        else "Nobody's recorded voice was learnt from."
+    )
     where = torch.cuda.get_device_name() if training.device.type == "cuda" else "a CPU"
     return f"""# The input projector
 
-{size:,} values, fp16: Whisper tiny.en's upper encoder layers, taught to work in chunks of 320 ms without a view of the future, a projector
-of {training.net.config.layers} transformer layers at 25 Hz, and what the token head has of its own. The encoder's stem and lower layers are
+{size:,} values, fp16: Whisper tiny.en's upper encoder layers, taught to work in chunks of 320 ms without a view of the future, a reading
+of their phones, a projector of {training.net.config.layers} transformer layers at 25 Hz, and what the token head
+has of its own. The encoder's stem and lower layers are
 OpenAI's as published, and the head's table is the LLM's own embedding of {len(texts.vocabulary):,} tokens (Qwen2.5-Coder-0.5B-Instruct);
 neither is in this file.
 
 * Made by: `duologue train projector --sentences {args.sentences} --speech-seconds {args.speech_seconds:g} --passes {args.passes}
   --minutes {args.minutes:g} --batch {args.batch:g} --seed {args.seed}`, {training.step} steps on {where}
 * Data: {spoken.hours():.1f} h of speech made for it from {len(texts)} sentences (templates of what people say to an agent, WordNet's
-  example sentences and definitions, fortunes); voices: {voices}. flite's slt and rms were never heard. Speed, throat, room, noise, line and
+  example sentences and definitions, fortunes); voices: {voices}. flite's slt and rms were never heard. {people}
+  Speed, throat, room, noise, line and
   level were changed at each hearing.
 {lines}
 * Figures on voices and people never heard: `duologue bench ears`.
-* Limits: English; synthetic voices only. Of people it has heard none itself; what it knows of them comes from Whisper.
+* Limits: English; but for what is said above, synthetic voices only. What it knows of people comes from Whisper.
 * Licence: Apache-2.0 for the weights; Whisper's are MIT. The voice "joe" was fine-tuned by its publisher from "lessac", whose Blizzard 2013
   data has terms of its own; flite's voices are free for any use; WordNet's licence asks that its name be kept.
 """

@@ -251,13 +251,16 @@ class Speller:
     def _spelt(self, token: int) -> list[int]:
         if token not in self._known:
             word = self._bytes(token)
-            best: list[list[int] | None] = [[], *([None] * len(word))]  # of each beginning
+            best: dict[int, list[int]] = {0: []}  # how each beginning that can be spelt is spelt
             for end in range(1, len(word) + 1):
-                for start in range(end):  # the longest last piece first, so of equals the one with a short first piece stays
-                    before, piece = best[start], self._common.get(word[start:end])
-                    if before is not None and piece is not None and len(before) + 1 < len(best[end] or word + b"  "):
-                        best[end] = [*before, piece]
-            self._known[token] = best[-1] or [token]
+                ways = [
+                    [*best[start], piece]
+                    for start in range(end)
+                    if start in best and (piece := self._common.get(word[start:end])) is not None
+                ]
+                if ways:
+                    best[end] = min(ways, key=len)
+            self._known[token] = best.get(len(word)) or [token]
         return self._known[token]
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from duplex.errors import WeightsError
+from encoders.projector_teacher import Teacher
 from encoders.speech_augment import AugmentConfig, SoundBank
 from encoders.speech_batches import Batches, Spoken, letter_shares
 from encoders.speech_projector import SpeechProjector, SpeechProjectorConfig, TokenHead
-from encoders.speech_projector_training import ProjectorTrainingConfig, Teacher, Training, ctc_per_label, distance
+from encoders.speech_projector_training import ProjectorTrainingConfig, Training, ctc_per_label, distance
 from tests.encoders.test_speech_projector import whisper_tensors
 
 SMALL = SpeechProjectorConfig(32, 2, 2, 1, 1, 48, 24, left=2)
