@@ -19,6 +19,7 @@ from duplex.predictor_features import Heard
 from duplex.scenario import Scenario
 from duplex.scenario_hearing import VoiceModel, hear
 from duplex.vad import VoiceActivityConfig
+from encoders.ears import Transcript
 
 EARS_S = 0.15
 """A transcript is known so long after it was asked for."""
@@ -39,6 +40,7 @@ class _Turn:
     asked_in_quiet: bool = False
     hum: float = 1.0
     text: str = ""
+    listening: float = 0.0
     end: int = -1  # the words cover the sound up to here
     ends: Ending | None = None
 
@@ -57,7 +59,7 @@ def listen(scenario: Scenario, vad: VoiceModel, reader: WordsReader) -> list[Kno
     """All ticks of a conversation."""
     found: list[Known] = []
     turn: _Turn | None = None
-    waiting: list[tuple[int, int, str, Ending | None]] = []  # known from, covers up to, words, P(ends)
+    waiting: list[tuple[int, int, Transcript, Ending | None]] = []  # known from, covers up to, words, P(ends)
     before = False
     limit = VoiceActivityConfig().offset_threshold
     for tick, heard in enumerate(hear(scenario, vad)):
@@ -76,14 +78,15 @@ def listen(scenario: Scenario, vad: VoiceModel, reader: WordsReader) -> list[Kno
             if interim or (quiet and not turn.asked_in_quiet):
                 turn.asked = at
                 start = max(turn.onset - user_samples(PREROLL_S), 0)
-                text = reader.words(scenario.user[start:at])
-                ends = None if heard.agent_speaking else reader.ends(text)
-                waiting.append((at + user_samples(EARS_S), at, text, None))
-                waiting.append((at + user_samples(EARS_S + READ_S), at, text, ends))
+                said = reader.hear(scenario.user[start:at])
+                ends = None if heard.agent_speaking else reader.ends(said.text)
+                waiting.append((at + user_samples(EARS_S), at, said, None))
+                waiting.append((at + user_samples(EARS_S + READ_S), at, said, ends))
             turn.asked_in_quiet = quiet
             for due in [w for w in waiting if w[0] <= at]:
                 waiting.remove(due)
-                turn.end, turn.text, turn.ends = due[1:]
+                turn.end, turn.ends = due[1], due[3]
+                turn.text, turn.listening = due[2].text, due[2].listening
             if heard.agent_speaking and at - turn.last_voiced < 640:
                 turn.hum = min(turn.hum, hum_likeness(scenario.user[at - 1600 : at]))
         found.append(_tick(at, heard, turn))
@@ -105,6 +108,7 @@ def _tick(at: int, heard: Heard, turn: _Turn | None) -> Known:
         transcript_fresh=fresh,
         hum=turn.hum if heard.agent_speaking else 0.0,
         sentence_ends=turn.ends.p if fresh and turn.ends is not None else None,
+        listening=turn.listening,
     )
     by = to_listen_by(turn.ends) if fresh else None
     return Known(replace(heard, transcript=turn.text, fresh=fresh, sentence_ends=by), known)

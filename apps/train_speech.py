@@ -27,6 +27,9 @@ from duplex.resample import resample
 from duplex.scenario import Utterance
 from duplex.scenario_texts import FILLERS
 
+HUMMED = {"mhm": "m m hh m m", "hm": "hh m m"}
+"""What voices would spell letter by letter, as flite's phones."""
+
 Speak = Callable[[str, list[str]], tuple[Samples, list[int]]]
 """(text, its beginnings) -> [n] user samples, and where each beginning ends; raises ValueError where that cannot be told."""
 
@@ -43,14 +46,16 @@ def flite(voice: str, speed: float = 1.0) -> Speak:
     def speak(text: str, beginnings: list[str]) -> tuple[Samples, list[int]]:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "speech.wav"
-            told = _run(
-                ["flite", "-voice", voice, "--setf", f"duration_stretch={1 / speed}", "-psdur", "-t", text, "-o", str(file)]
-            )
+            what = ["-p", f"pau {HUMMED[text]} pau"] if text in HUMMED else ["-t", text]
+            told = _run(["flite", "-voice", voice, "--setf", f"duration_stretch={1 / speed}", "-psdur", *what, "-o", str(file)])
             samples, rate = soundfile.read(file, dtype="float32")
         phones = [(name, float(end)) for name, _, end in (item.partition(":") for item in told.split())]
         ends = [end for name, end in phones if name != "pau"]
         places = []
         for beginning in beginnings:
+            if beginning in HUMMED:
+                places.append(round(ends[-1] * USER_RATE_HZ))
+                continue
             said = [p for p in _run(["flite", "-voice", "kal16", "-ps", "-t", beginning, "-o", "none"]).split() if p != "pau"]
             if not said or len(said) > len(ends):
                 raise ValueError("the words before this place cannot be found")
@@ -67,6 +72,8 @@ def joe(split: Path, voice_config: Path, speed: float = 1.0, noise: float = 0.66
     rng = np.random.default_rng(seed)
 
     def speak(text: str, beginnings: list[str]) -> tuple[Samples, list[int]]:
+        if text in HUMMED:
+            raise ValueError("joe would spell it")
         pieces = normalize(text, Reader())
         ipa = voice.phonemize([word for piece in pieces for word in piece.words])
         marks = [mark for piece in pieces for mark in [*([""] * (len(piece.words) - 1)), piece.mark]]

@@ -6,6 +6,7 @@ learns from it meets the recogniser's errors and the LLM's doubts as they are.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from duplex.audio import Samples, user_samples
 from duplex.predictor import Ending
 from duplex.scenario import Stock, Utterance
 from duplex.scenario_texts import BACKCHANNELS, INTERRUPTIONS, LEADS, Set, choose, sentences
+from encoders.ears import Transcript
 
 Progress = Callable[[str], None]
 
@@ -35,13 +37,17 @@ class WordsReader:
         self._context = parts.thinker.open()
         self._known: dict[str, Ending | None] = {}
 
-    def words(self, samples: Samples) -> str:
-        """[n] user samples -> their words."""
+    def hear(self, samples: Samples) -> Transcript:
+        """[n] user samples -> what the ears make of them."""
         ears = self.parts.ears
         state = ears.open()
         ears.begin_turn(state, 0)
         ears.feed(state, samples)
-        return ears.transcribe(ears.window(state)).text
+        return ears.transcribe(ears.window(state))
+
+    def words(self, samples: Samples) -> str:
+        """[n] user samples -> their words."""
+        return self.hear(samples).text
 
     def ends(self, text: str) -> Ending | None:
         """How likely a user's sentence ends after these words; None for no words."""
@@ -97,13 +103,19 @@ def make_stock(which: Set, voices: Sequence[Voice], folder: Path, reader: WordsR
     folder.mkdir(parents=True, exist_ok=True)
     stock = Stock([], [], [], [])
     for seed, voice in enumerate(voices):
-        file = folder / f"{which}-{voice.name}-{voice.count}{'' if reader else '-unread'}.npz"
+        file = folder / f"{which}-{voice.name}-{voice.count}-{_texts_digest(which)}{'' if reader else '-unread'}.npz"
         if not file.exists():
             tell(f"{voice.name} speaks {voice.count} sentences")
             _save(file, _speak_all(which, voice, reader, seed))
         for kind, utterances in _load(file).items():
             getattr(stock, kind).extend(utterances)
     return stock
+
+
+def _texts_digest(which: Set) -> str:
+    """Changes with what there is to say, so that a stock of other texts is not taken for this one."""
+    texts = (sentences(which), INTERRUPTIONS[which], BACKCHANNELS[which], LEADS[which], train_speech.HUMMED)
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:8]
 
 
 def _speak_all(which: Set, voice: Voice, reader: WordsReader | None, seed: int) -> dict[str, list[Utterance]]:

@@ -6,9 +6,15 @@ import re
 
 BACKCHANNEL_WORDS = frozenset(
     """mm hm mhm mmhm mmm hmm hm mm-hm mm-hmm mhmm um-hum uh-huh uhhuh huh uh ah oh yeah yep yup yes okay ok right sure
-    cool nice wow i see good great really true exactly indeed fine""".split()  # noqa: SIM905
+    cool nice wow whoa i see good great really true exactly indeed fine alright absolutely definitely gotcha""".split()  # noqa: SIM905
 )
 """What listeners say to show that they listen."""
+
+BACKCHANNEL_PHRASES = ("got it", "all right", "that makes sense", "makes sense", "of course", "fair enough", "no way")
+"""And what they say in several words, none of which would do alone."""
+
+LISTENING_OPENERS = BACKCHANNEL_WORDS - {"i", "see", "good", "great", "true", "fine"} | {"got"}
+"""Words that seldom open anything else that is as short."""
 
 STOP_WORDS = frozenset(
     "stop wait hold no nope actually excuse sorry hey but quiet enough pause cancel".split()  # noqa: SIM905
@@ -32,8 +38,11 @@ def words_of(text: str) -> list[str]:
 
 
 def is_backchannel(text: str) -> bool:
-    """True for up to four words, each one that listeners say to show that they listen; True for no words."""
-    words = words_of(text)
+    """True for up to four words or phrases, each one that listeners say to show that they listen; True for no words."""
+    said = f" {' '.join(words_of(text))} "
+    for phrase in BACKCHANNEL_PHRASES:
+        said = said.replace(f" {phrase} ", " okay ")
+    words = said.split()
     return len(words) <= 4 and all(w in BACKCHANNEL_WORDS for w in words)
 
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from duplex.english import is_backchannel, opens_interruption, seems_complete
+from duplex.english import is_backchannel, opens_interruption, seems_complete, words_of
 from duplex.errors import ConfigError
 from duplex.predictor_features import Heard
 
@@ -47,6 +47,8 @@ class TickInput:
     """How far the user's sound is a closed-mouth hum, in [0, 1]."""
     sentence_ends: float | None = None
     """How likely the user's sentence ends after these words, by the LLM, in [0, 1]; None when not known."""
+    listening: float = 0.0
+    """How likely the first word is one by which listeners show that they listen, by the ears, in [0, 1]; 0 when not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,10 @@ class RuleConfig:
     """A sound hummed at least so much is a backchannel while it lasts less than `hum_s`."""
     hum_s: float = 1.2
     """A hum longer than this is treated like speech."""
+    listening_p: float = 0.15
+    """P(the first word is one by which listeners show that they listen), by the ears, from which so few words count as nothing else."""
+    listening_words: int = 3
+    """How few."""
     short_s: float = 0.45
     """A sound shorter than this takes the floor only with such a word: recognisers hear words in any grunt."""
     settle_s: float = 0.12
@@ -175,7 +181,7 @@ class RulePredictor:
     def _over_agent(self, known: TickInput) -> TickDecision:
         c = self.config
         hummed = known.hum >= c.hum_limit and known.voiced_s < c.hum_s
-        listening = bool(known.transcript) and is_backchannel(known.transcript)
+        listening = self._listening(known)
         if known.voiced:
             if known.voiced_s >= c.stop_word_s and opens_interruption(known.transcript):
                 return TickDecision(yield_=0.95)
@@ -192,6 +198,14 @@ class RulePredictor:
         if not known.transcript or listening or grunt:
             return TickDecision(backchannel=0.9)
         return TickDecision(yield_=0.9)
+
+    def _listening(self, known: TickInput) -> bool:
+        """Whether a sound over the agent's voice is one by which listeners show that they listen, by its words or what they may be."""
+        c, text = self.config, known.transcript
+        if text and is_backchannel(text):
+            return True
+        may_be = known.listening >= c.listening_p and known.voiced_s < 2 * c.takeover_s
+        return may_be and len(words_of(text)) <= c.listening_words and not opens_interruption(text)
 
 
 def going_on(known: TickInput, needed_s: float, complete_s: float, incomplete_s: float) -> float:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from duplex.audio import Samples
 from duplex.checkpoint import read_tensors
+from duplex.english import LISTENING_OPENERS
 from duplex.errors import WeightsError
 from encoders import mel, speech_projector
 from encoders.ears import HeardVectors, Transcript
@@ -70,6 +71,8 @@ class Taken:
     """(key, piece of text, [D] vector) of each token so far."""
     quiet: int = 0
     """Frames out since the newest token."""
+    listening: float = 0.0
+    """How likely the first token was a word by which listeners show that they listen."""
 
 
 @dataclass(slots=True)
@@ -123,6 +126,9 @@ class ProjectorEars:
         """pieces: [V] the text of each token in use."""
         self.net, self.head, self.pieces = net.requires_grad_(False).eval(), head.requires_grad_(False).eval(), pieces
         self.config = config or ProjectorEarsConfig()
+        self._openers = torch.tensor(
+            [i for i, piece in enumerate(pieces) if piece.strip().lower() in LISTENING_OPENERS], dtype=torch.long
+        )
 
     @classmethod
     def load(
@@ -203,16 +209,18 @@ class ProjectorEars:
         taken = self._take(taken, window.frames[:whole])
         rest = window.frames[whole:]
         silence = -(-(len(rest) + round(self.config.end_silence_s * FRAME_RATE_HZ)) // size) * size - len(rest)
-        said = taken.said
-        if len(rest) or said:
-            ended = np.concatenate((rest, np.full((silence, MELS), np.log10(POWER_FLOOR), np.float32)))
-            said = self._take(taken, ended).said
+        ended = taken
+        if len(rest) or taken.said:
+            quiet = np.full((silence, MELS), np.log10(POWER_FLOOR), np.float32)
+            ended = self._take(taken, np.concatenate((rest, quiet)))
+        said = ended.said
         text = "".join(piece for _, piece, _ in said).strip()
         vectors = (
             np.stack([vector.numpy() for _, _, vector in said]) if said else np.empty((0, self.net.config.llm_width), np.float32)
         )
         speech = HeardVectors(tuple(key for key, _, _ in said), tuple(piece for _, piece, _ in said), vectors) if text else None
-        return ProjectorTranscript(text, window.end, 0.0 if text else 1.0, speech=speech, taken=taken)
+        no_speech = 0.0 if text else 1.0
+        return ProjectorTranscript(text, window.end, no_speech, speech=speech, listening=ended.listening, taken=taken)
 
     def settle(self, state: ProjectorEarsState, window: ProjectorWindow, transcript: Transcript) -> None:
         """Keep what is final, unless a newer turn or window came first."""
@@ -247,7 +255,10 @@ class ProjectorEars:
         made = self.head.embeddings(torch.lerp(vectors[frames].float(), self.head.table[tokens], self.config.snap))
         new = tuple((-next(_keys), self.pieces[token], vector) for token, vector in zip(tokens, made, strict=True))
         quiet = len(scores) - 1 - frames[-1] if new else taken.quiet + len(scores)
-        return replace(taken, last=last, said=taken.said + new, quiet=quiet)
+        listening = taken.listening
+        if new and not taken.said:
+            listening = float(scores[frames[0]].softmax(0)[1 + self._openers].sum())
+        return replace(taken, last=last, said=taken.said + new, quiet=quiet, listening=listening)
 
     def _chunks(self, seconds: float) -> int:
         return round(seconds * FRAME_RATE_HZ / self.net.config.mel_frames)

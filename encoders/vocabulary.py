@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from duplex.english import LISTENING_OPENERS
 from duplex.errors import WeightsError
 
 GPT2_TOKENS = 50_256
@@ -40,6 +41,8 @@ class Vocabulary:
     """Ids never written: all special ones but `end`, and symbols that are no speech (brackets, musical notes)."""
     blank: tuple[int, ...] = ()
     """Ids that must not come first: a transcript that starts with a space alone or with its own end."""
+    openers: tuple[int, ...] = ()
+    """Ids that begin a transcript with a word by which listeners show that they listen."""
 
     def text(self, ids: Iterable[int]) -> str:
         """The text of token ids; special ids are skipped, a character cut in the middle becomes U+FFFD."""
@@ -69,7 +72,13 @@ def english(path: Path) -> Vocabulary:
     size = no_timestamps + 1 + TIMESTAMPS
     symbols = [i for i in NON_SPEECH_TOKENS if i < end]
     space = pieces.index(b" ")
-    return Vocabulary(tuple(pieces), size, end, start, no_speech, no_timestamps, (*symbols, *range(start, size)), (space, end))
+    openers = tuple(i for i, piece in enumerate(pieces) if piece[:1] == b" " and _word(piece) in LISTENING_OPENERS)
+    silent = (*symbols, *range(start, size))
+    return Vocabulary(tuple(pieces), size, end, start, no_speech, no_timestamps, silent, (space, end), openers)
+
+
+def _word(piece: bytes) -> str:
+    return piece.decode(errors="replace").strip().lower()
 
 
 def bytewise() -> Vocabulary:

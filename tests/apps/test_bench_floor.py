@@ -19,6 +19,7 @@ from duplex.predictor_net import FloorNet, NetConfig
 from duplex.predictor_trained import TrainedPredictor
 from duplex.scenario import Scenario, ScenarioConfig
 from duplex.scenario_builder import Builder
+from encoders.ears import Transcript
 from tests.duplex.built_speech import stock
 from tests.duplex.test_scenario import LoudIsVoice
 
@@ -29,10 +30,11 @@ class Reader:
 
     text: str = "What is it?"
     asked: int = 0
+    listening: float = 0.0
 
-    def words(self, samples: np.ndarray) -> str:
+    def hear(self, samples: np.ndarray) -> Transcript:
         self.asked += 1
-        return self.text
+        return Transcript(self.text, len(samples), listening=self.listening)
 
     def ends(self, text: str) -> Ending:
         return Ending(0.5, 0.25)
@@ -76,6 +78,13 @@ def test_a_long_sound_over_the_agent_is_recognised_while_it_lasts() -> None:
     listen(scenario, LoudIsVoice(), reader)  # type: ignore[arg-type]
     event = next(e for e in scenario.events if e.kind == "interruption")
     assert reader.asked >= (event.end - event.start) / 16000 / 0.4
+
+
+def test_what_may_be_a_backchannel_is_known_with_the_words() -> None:
+    scenario = builder().overlap(5, "interruption")
+    ticks = listen(scenario, LoudIsVoice(), Reader(listening=0.4))  # type: ignore[arg-type]
+    told = [one.known.listening for one in ticks if one.known is not None]
+    assert told[0] == 0.0 and told[-1] == 0.4
 
 
 def test_the_rules_answer_a_question_sooner_than_700_ms_of_silence() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from apps import cli, train_predictor, train_speech, train_stock
@@ -60,6 +61,22 @@ def test_a_voice_that_does_not_know_where_a_word_is_says_nothing() -> None:
 def test_the_two_sets_share_no_sentence() -> None:
     assert not set(sentences("training")) & set(sentences("bench")) and len(TRAINING) > len(BENCH) > 500
     assert choose("{a/b} c", np.random.default_rng(0)) in ("a c", "b c")
+
+
+def test_hums_are_hummed_and_not_spelt(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str]) -> str:
+        asked.append(command)
+        if command[-1] != "none":
+            soundfile.write(command[-1], np.zeros(8000), 16_000)
+        return "pau:0.1 m:0.2 m:0.3 hh:0.35 m:0.4 pau:0.5" if "-psdur" in command else "pau m pau"
+
+    monkeypatch.setattr(train_speech, "_run", run)
+    _, places = train_speech.flite("slt")("mhm", ["mhm"])
+    assert places == [6400] and len(asked) == 1 and asked[0][asked[0].index("-p") + 1] == "pau m m hh m m pau"
+    _, places = train_speech.flite("slt")("him", ["him"])
+    assert places == [3200] and "-p" not in asked[1] and asked[1][asked[1].index("-t") + 1] == "him"
 
 
 def test_flite_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

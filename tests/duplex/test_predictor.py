@@ -64,7 +64,7 @@ def test_one_silence_for_every_turn_is_allowed_and_tells_nothing() -> None:
 def test_probabilities_are_probabilities(
     silence_s: float, voiced_s: float, voiced: bool, agent_speaking: bool, transcript: str, transcript_fresh: bool, hum: float
 ) -> None:
-    tick = known(**locals())
+    tick = known(**locals(), listening=hum)
     decision = RulePredictor().tick(None, tick)
     assert all(0 <= p <= 1 for p in (decision.respond, decision.yield_, decision.backchannel))
 
@@ -88,17 +88,39 @@ def _timed(rules: RulePredictor, tick: TickInput) -> float:
     return time.thread_time() - began
 
 
+def over(**changes: object) -> TickInput:
+    return known(**{"agent_speaking": True, "voiced_s": 0.7, "silence_s": 0.3, "transcript": "God is.", **changes})
+
+
+def test_what_may_be_a_backchannel_is_not_taken_for_an_interruption() -> None:
+    rules = RulePredictor()
+    assert rules.tick(None, over()).yield_ >= 0.9
+    assert rules.tick(None, over(listening=0.3)).backchannel >= 0.9
+    assert rules.tick(None, over(listening=0.3, voiced=True, silence_s=0.0)).yield_ < 0.7
+    for plainly in (
+        {"transcript": "God is in the house"},  # too many words
+        {"transcript": "Wait."},  # words that open interruptions
+        {"voiced_s": 1.3},  # too long
+        {"listening": 0.1},  # too unlikely
+    ):
+        assert rules.tick(None, over(**{"listening": 0.3, **plainly})).yield_ >= 0.9
+
+
 def test_wrong_settings_say_what_to_change() -> None:
     with pytest.raises(ConfigError, match="complete_s"):
         RuleConfig(complete_s=2.0)
 
 
-@pytest.mark.parametrize("text", ["Mm-hmm.", "Yeah, okay.", "Uh-huh", "Right.", ""])
+@pytest.mark.parametrize(
+    "text", ["Mm-hmm.", "Yeah, okay.", "Uh-huh", "Right.", "", "Got it!", "All right, got it.", "That makes sense."]
+)
 def test_backchannels(text: str) -> None:
     assert is_backchannel(text)
 
 
-@pytest.mark.parametrize("text", ["Wait.", "What about Italy?", "Yes but what is the capital", "okay okay okay okay okay"])
+@pytest.mark.parametrize(
+    "text", ["Wait.", "What about Italy?", "Yes but what is it", "okay okay okay okay okay", "it", "got it " * 5]
+)
 def test_no_backchannels(text: str) -> None:
     assert not is_backchannel(text)
 

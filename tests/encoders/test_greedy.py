@@ -1,5 +1,7 @@
 """Decoding stops, and a draft changes its cost but not its result."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -41,6 +43,17 @@ def test_any_draft_gives_the_result_of_none(model, seed, kept, junk):
     drafted = decode(model, window, [*alone.ids[:kept], *junk], KEEP_ALL)
     assert drafted.ids == alone.ids
     assert drafted.mean_log_prob == pytest.approx(alone.mean_log_prob, abs=1e-3)
+
+
+def test_how_likely_the_first_word_shows_listening_does_not_depend_on_what_was_written(model):
+    words = model.vocabulary
+    try:
+        model.vocabulary = replace(words, openers=tuple(range(97, 123)))  # every letter, so all but a leading space
+        heard = [decode(model, frames(1.5, seed), draft, KEEP_ALL) for seed in (0, 1) for draft in ((), (100, 101))]
+    finally:
+        model.vocabulary = words
+    assert all(one.listening == pytest.approx(1.0, abs=1e-5) for one in heard)
+    assert decode(model, frames(1.5), (), KEEP_ALL).listening == 0.0  # bytes have no such words
 
 
 def test_a_right_draft_saves_passes(model):

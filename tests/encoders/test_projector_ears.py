@@ -65,6 +65,16 @@ def test_what_is_final_keeps_its_keys_and_is_not_heard_again(ears):
     assert len(set(second.speech.keys)) == len(second.speech.keys) and max(second.speech.keys) < 0
 
 
+def test_how_likely_the_first_word_shows_listening_comes_with_the_first_token():
+    listens = ProjectorEars.tiny(embed, lambda ids: "Yeah" if decode(ids) < "n" else " no", 3)
+    never = ProjectorEars.tiny(embed, lambda ids: " no", 3)
+    audio = babble(4)
+    heard = listens.transcribe(listens.window(hear(listens, audio, 320)))
+    assert 0 < heard.listening <= 1 and (heard.listening > 0.2) == heard.text.startswith("Yeah")
+    assert never.transcribe(never.window(hear(never, audio, 320))).listening == 0
+    assert listens.transcribe(listens.window(listened(listens, audio, 9600))).listening == pytest.approx(heard.listening, abs=1e-4)
+
+
 def test_the_pieces_are_the_words(ears):
     heard = ears.transcribe(ears.window(hear(ears, babble(4), 320)))
     assert "".join(heard.speech.pieces).strip() == heard.text
