@@ -156,7 +156,7 @@ def _learn(args: argparse.Namespace, work: Path, device: str) -> None:
 def _say(progress: Progress) -> None:
     _tell(
         f"step {progress.step}, {progress.seconds:.0f} s, CTC {progress.loss:.3f} a token, {progress.phones:.3f} a phone, "
-        f"states {progress.states:.3f}, {progress.speed:.0f} s of sound a second"
+        f"{progress.speed:.0f} s of sound a second"
     )
 
 
@@ -200,14 +200,14 @@ def _card(
         if PROMPTS in spoken.voice
         else "Nobody's recorded voice was learnt from."
     )
+    sizes = training.net.config
     where = torch.cuda.get_device_name() if training.device.type == "cuda" else "a CPU"
     return f"""# The input projector
 
-{size:,} values, fp16: Whisper tiny.en's upper encoder layers, taught to work in chunks of 320 ms without a view of the future, a reading
-of their phones, a projector of {training.net.config.layers} transformer layers at 25 Hz, and what the token head
-has of its own. The encoder's stem and lower layers are
-OpenAI's as published, and the head's table is the LLM's own embedding of {len(texts.vocabulary):,} tokens (Qwen2.5-Coder-0.5B-Instruct);
-neither is in this file.
+{size:,} values, fp16: on Whisper tiny.en's stem and {sizes.encoder_layers} lower layers, in chunks of 320 ms without a view of the future,
+{sizes.sound_layers} transformer layers at 25 Hz that are read as phones, {sizes.word_layers} at 12.5 Hz that are read as tokens, and what
+the token head has of its own. Whisper's layers are OpenAI's as published, and the head's table is the LLM's own embedding of
+{len(texts.vocabulary):,} tokens (Qwen2.5-Coder-0.5B-Instruct); neither is in this file.
 
 * Made by: `duologue train projector --sentences {args.sentences} --speech-seconds {args.speech_seconds:g} --passes {args.passes}
   --minutes {args.minutes:g} --batch {args.batch:g} --seed {args.seed}`, {training.step} steps on {where}
@@ -233,8 +233,7 @@ def _curve(history: list[tuple[float, ...]], file: Path) -> None:
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.plot([row[0] for row in history], [row[1] for row in history], label="CTC, nats per token")
-    axes.plot([row[0] for row in history], [row[3] for row in history], label="CTC, nats per phone")
-    axes.plot([row[0] for row in history], [row[2] for row in history], label="missed share of Whisper's states")
+    axes.plot([row[0] for row in history], [row[2] for row in history], label="CTC, nats per phone")
     axes.set_xlabel("seconds")
     axes.set_ylim(bottom=0)
     axes.legend()

@@ -165,7 +165,7 @@ class ProjectorEars:
         table = embed(ids)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            sizes = SpeechProjectorConfig(32, 2, 1, 1, 1, 32, table.shape[1], left=2)
+            sizes = SpeechProjectorConfig(32, 2, 1, 1, 1, 32, 3, table.shape[1], left=2)
             net, head = SpeechProjector(sizes), TokenHead(table)
             net.out.weight.data.mul_(6.0)  # the sound should matter
         return cls(net, head, [decode([token]) for token in ids], config)

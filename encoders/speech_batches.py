@@ -16,7 +16,7 @@ from duplex.audio import USER_RATE_HZ
 from duplex.errors import InputError
 from encoders.speech_augment import Layout, SoundBank, lay, plan
 
-SAMPLES_PER_FRAME = USER_RATE_HZ // 25
+SAMPLES_PER_FRAME = USER_RATE_HZ * 2 // 25
 """User samples in a frame out."""
 EDGE_S = 0.1
 """Silence at the ends of a recording, about."""

@@ -1,22 +1,22 @@
 """The input projector of the small profile: sound as it comes, chunk by chunk, into vectors in the LLM's input space, and into its tokens.
 
-    log-mel 100 Hz -> Whisper's stem and layers 50 Hz -> two by two, beside their phones -> transformer layers 25 Hz -> LLM width
+    log-mel 100 Hz -> Whisper's stem and lower layers 50 Hz -> our own, read as phones 25 Hz -> more, read as tokens 12.5 Hz -> LLM width
 
 Notable: Whisper's encoder looks at 30 s at once; here it works in chunks of 320 ms that see themselves and the 3.84 s before them, so
 sound is encoded once and a turn's end costs one chunk. There is no look-ahead: a head trained by CTC says a token when it has heard
-enough. The lower layers are Whisper's own, as published, and are not part of the shipped file; the upper ones were taught to do without
-the future.
+enough. Whisper's layers are as published and are not part of the shipped file. Only the lower two are used: read as phones they are as
+good as all four where the future is hidden.
 
-Halfway the states are read as phones, and what was read goes on beside them (self-conditioned CTC, arXiv:2104.02724): phones are learnt in
-a few hundred steps, words from sound alone in many thousands.
+Halfway the states are read as phones, and what was read goes on with them (self-conditioned CTC, arXiv:2104.02724): phones are learnt in
+a few hundred steps, words from sound alone in many thousands. Between the rates, and within each layer, convolutions look a little back.
 
 The head has no output layer of its own: a frame's scores are its products with the LLM's own token embeddings (and one learnt vector for
 "nothing new", the blank), so the frames that say a token *are* nearly that token's embedding, and the LLM can read them.
 
 One forward for both: a batch for training is "fresh state, one long step".
 
-Legend: B batch, C chunks in a step, M mel frames (32 per chunk), T positions (16 per chunk), F frames out (8 per chunk), W width, H heads,
-D LLM width, V tokens in use, P phones.
+Legend: B batch, C chunks in a step, M mel frames (32 per chunk), T positions (16 per chunk), S sounds (8 per chunk), F frames out (4 per
+chunk), W width, H heads, D LLM width, V tokens in use, P phones.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from torch.nn import functional
 
 from duplex.errors import WeightsError
 from encoders.mel import MELS, PEAK, QUIET, SILENCE
+from encoders.speech_projector_layers import KeysValues, Layer, Lookback, OwnLayer, chunk_mask
 
 STEM_LEFT = 3
 """Mel frames before a chunk that its convolutions see."""
-OUT_RATE_HZ = 25
+OUT_RATE_HZ = 12.5
 """Frames out per second."""
-SAYING = 0.15
+SAYING = 0.3
 """Share of frames that say a token, about."""
-_FORM = 3
+_FORM = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +50,16 @@ class SpeechProjectorConfig:
     """Of all layers; Whisper tiny's."""
     heads: int = 6
     """Of each attention."""
-    encoder_layers: int = 4
-    """Whisper's."""
-    own_from: int = 2
-    """Encoder layers below this one are Whisper's as published."""
-    layers: int = 3
-    """Of the projector itself."""
-    ffn: int = 1152
-    """Inside the projector's layers."""
+    encoder_layers: int = 2
+    """Whisper's, from the lowest."""
+    sound_layers: int = 2
+    """Our own at 25 Hz, which are read as phones."""
+    word_layers: int = 3
+    """Our own at 12.5 Hz, which are read as tokens."""
+    ffn: int = 768
+    """Inside our own layers."""
+    reach: int = 7
+    """Positions that the convolution within each of our own layers sees."""
     llm_width: int = 896
     """Of the LLM's embeddings."""
     chunk: int = 16
@@ -67,10 +70,11 @@ class SpeechProjectorConfig:
     """That it tells apart halfway."""
 
     def __post_init__(self) -> None:
-        if self.width % (2 * self.heads) or self.chunk % 2 or min(self.width, self.layers, self.ffn, self.chunk, self.left) < 1:
-            raise ValueError("width must be a multiple of twice the heads, chunk even, and every size at least 1")
-        if not 0 <= self.own_from <= self.encoder_layers:
-            raise ValueError("own_from must be in [0, encoder_layers]")
+        sizes = self.width, self.sound_layers, self.word_layers, self.ffn, self.chunk, self.left, self.phones
+        if self.width % (2 * self.heads) or self.chunk % 4 or min(sizes) < 1 or self.reach < 2:
+            raise ValueError(
+                "width must be a multiple of twice the heads, chunk of 4, reach at least 2 and every other size at least 1"
+            )
 
     @property
     def mel_frames(self) -> int:
@@ -80,10 +84,7 @@ class SpeechProjectorConfig:
     @property
     def out_frames(self) -> int:
         """Frames that come out for a chunk."""
-        return self.chunk // 2
-
-
-KeysValues = tuple[Tensor, Tensor]  # [B, H, up to left chunks, W/H] each
+        return self.chunk // 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,40 +97,10 @@ class ProjectorState:
     """[B] the loudest mel value so far."""
     stem: Tensor
     """[B, 3, 80] the newest levelled frames."""
-    past: tuple[KeysValues, ...] = field(default=())
-    """Per layer, encoder's first; empty before the first chunk."""
-
-
-class Layer(nn.Module):
-    """A pre-norm transformer layer over chunks; Whisper's names. turn: rotary positions in the attention."""
-
-    def __init__(self, width: int, heads: int, ffn: int, turn: bool) -> None:
-        super().__init__()
-        self.heads, self.turn = heads, turn
-        self.attn_norm = nn.LayerNorm(width)
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
-        self.mlp_norm = nn.LayerNorm(width)
-        self.mlp_in = nn.Linear(width, ffn)
-        self.mlp_out = nn.Linear(ffn, width)
-
-    def forward(self, x: Tensor, past: KeysValues | None, mask: Tensor | None, at: int, keep: int) -> tuple[Tensor, KeysValues]:
-        """[B, T, W], what came before, mask [T, past + T] bool, position of the first -> [B, T, W], the newest `keep` keys and values."""
-        y = self.attn_norm(x)
-        q, k, v = (self._heads(linear(y)) for linear in (self.query, self.key, self.value))  # [B, H, T, W/H]
-        if self.turn:
-            q, k = _rotated(q, at), _rotated(k, at)
-        if past is not None:
-            k, v = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        x = x + self.mlp_out(functional.gelu(self.mlp_in(self.mlp_norm(x))))
-        return x, (k[:, :, -keep:], v[:, :, -keep:])
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+    past: tuple[KeysValues | None, ...] = field(default=())
+    """Per attention, in the order of the layers; empty before the first chunk."""
+    tails: tuple[Tensor, ...] = field(default=())
+    """Per convolution, in their order, [B, n, W] what it will see again; empty before the first chunk."""
 
 
 class SpeechProjector(nn.Module):
@@ -144,10 +115,13 @@ class SpeechProjector(nn.Module):
         self.conv2 = nn.Conv1d(c.width, c.width, 3, stride=2)
         self.encoder = nn.ModuleList([Layer(c.width, c.heads, 4 * c.width, turn=False) for _ in range(c.encoder_layers)])
         self.encoder_norm = nn.LayerNorm(c.width)
+        self.to_sounds = Lookback(c.width, 6, 2)
+        self.sounds = nn.ModuleList([OwnLayer(c.width, c.heads, c.ffn, c.reach) for _ in range(c.sound_layers)])
+        self.phone_norm = nn.LayerNorm(c.width)
         self.phone = nn.Linear(c.width, c.phones + 1)
-        self.stack = nn.Linear(2 * c.width, c.width)
-        self.told = nn.Linear(2 * (c.phones + 1), c.width, bias=False)
-        self.layers = nn.ModuleList([Layer(c.width, c.heads, c.ffn, turn=True) for _ in range(c.layers)])
+        self.told = nn.Linear(c.phones + 1, c.width, bias=False)
+        self.to_words = Lookback(c.width, 4, 2)
+        self.words = nn.ModuleList([OwnLayer(c.width, c.heads, c.ffn, c.reach) for _ in range(c.word_layers)])
         self.norm = nn.LayerNorm(c.width)
         self.out = nn.Linear(c.width, c.llm_width)
         self.register_buffer("positions", sinusoids(1500, c.width), persistent=False)
@@ -163,12 +137,12 @@ class SpeechProjector(nn.Module):
         return len(self.positions) // self.config.chunk - state.chunks
 
     def forward(self, mel: Tensor, state: ProjectorState) -> tuple[Tensor, Tensor, ProjectorState]:
-        """[B, M, 80] log10 mel power, whole chunks -> [B, F, D] vectors (unit: the embeddings' size), [B, T, W] states, state."""
-        x, state = self.stem(mel, state)
-        return self.body(x, state)
+        """[B, M, 80] log10 mel power, whole chunks -> [B, F, D] vectors (unit: the embeddings' size), [B, S, 1 + P] phone scores, state."""
+        x, state = self.whisper(mel, state)
+        return self.own(x, state)
 
-    def stem(self, mel: Tensor, state: ProjectorState) -> tuple[Tensor, ProjectorState]:
-        """[B, M, 80] log10 mel power -> [B, T, W] with positions, and the state with the stem's part brought up to date."""
+    def whisper(self, mel: Tensor, state: ProjectorState) -> tuple[Tensor, ProjectorState]:
+        """[B, M, 80] log10 mel power -> [B, T, W], Whisper's part, and the state with that part brought up to date, for `own`."""
         c = self.config
         if mel.shape[1] % c.mel_frames or not mel.shape[1]:
             raise ValueError(f"a step takes whole chunks of {c.mel_frames} mel frames, not {mel.shape[1]}")
@@ -181,32 +155,42 @@ class SpeechProjector(nn.Module):
         x = functional.gelu(self.conv2(x)).transpose(1, 2)  # [B, T, W]
         at = state.chunks * c.chunk
         x = x + self.positions[at : at + x.shape[1]]
-        return x, ProjectorState(state.chunks, peak, framed[:, -STEM_LEFT:], state.past)
+        mask = chunk_mask(count, min(state.chunks, c.left), c.left, c.chunk, x.device)
+        past = list(state.past) or [None] * (c.encoder_layers + c.sound_layers + c.word_layers)
+        for index, layer in enumerate(self.encoder):
+            x, past[index] = layer(x, past[index], mask, at, c.left * c.chunk)
+        return x, ProjectorState(state.chunks, peak, framed[:, -STEM_LEFT:], tuple(past), state.tails)
 
-    def body(self, x: Tensor, state: ProjectorState) -> tuple[Tensor, Tensor, ProjectorState]:
-        """What `stem` gave -> the rest of `forward`."""
+    def own(self, x: Tensor, state: ProjectorState) -> tuple[Tensor, Tensor, ProjectorState]:
+        """What `whisper` gave -> the rest of `forward`."""
         c = self.config
         count = x.shape[1] // c.chunk
-        before = min(state.chunks, c.left)
-        mask = chunk_mask(count, before, c.left, c.chunk, x.device)
-        past: list[KeysValues] = []
-        for index, layer in enumerate(self.encoder):
-            x, kept = layer(x, state.past[index] if state.past else None, mask, state.chunks * c.chunk, c.left * c.chunk)
-            past.append(kept)
-        states = self.encoder_norm(x)
-        phones = self.phone(states).softmax(2)
-        y = self.stack(_paired(states)) + self.told(_paired(phones))  # [B, F, W]
-        mask = chunk_mask(count, before, c.left, c.out_frames, x.device)
-        for index, layer in enumerate(self.layers, len(self.encoder)):
-            y, kept = layer(y, state.past[index] if state.past else None, mask, state.chunks * c.out_frames, c.left * c.out_frames)
-            past.append(kept)
+        remembered, tails, past = iter(state.tails), list[Tensor](), list(state.past)
+
+        def look(back: Lookback, x: Tensor) -> Tensor:
+            made, tail = back(x, next(remembered, None))
+            tails.append(tail)
+            return made
+
+        def through(layers: nn.ModuleList, y: Tensor, first: int) -> Tensor:
+            size = y.shape[1] // count
+            mask = chunk_mask(count, min(state.chunks, c.left), c.left, size, y.device)
+            for index, layer in enumerate(layers, first):
+                assert isinstance(layer, OwnLayer)
+                y = y + look(layer.near, layer.near_norm(y))
+                y, past[index] = layer(y, past[index], mask, state.chunks * size, c.left * size)
+            return y
+
+        sounds = through(self.sounds, look(self.to_sounds, self.encoder_norm(x)), c.encoder_layers)  # [B, S, W]
+        phones = self.phone(self.phone_norm(sounds))
+        y = look(self.to_words, sounds + self.told(phones.softmax(2)))  # [B, F, W]
+        y = through(self.words, y, c.encoder_layers + c.sound_layers)
         vectors = self.out(self.norm(y))
-        return vectors, states, ProjectorState(state.chunks + count, state.peak, state.stem, tuple(past))
+        return vectors, phones, ProjectorState(state.chunks + count, state.peak, state.stem, tuple(past), tuple(tails))
 
     def own_parameters(self) -> dict[str, Tensor]:
-        """What is trained here and ships: everything but Whisper's stem and lower layers."""
-        theirs = ("conv1.", "conv2.", *(f"encoder.{i}." for i in range(self.config.own_from)))
-        return {name: value for name, value in self.state_dict().items() if not name.startswith(theirs)}
+        """What is trained here and ships: everything but Whisper's."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(("conv1.", "conv2.", "encoder."))}
 
 
 class TokenHead(nn.Module):
@@ -249,35 +233,11 @@ def level(mel: Tensor, peak: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     return (torch.maximum(mel, each - 8.0) + (PEAK + 4.0 - each)) / 4.0, peaks[:, -1]
 
 
-def chunk_mask(count: int, before: int, left: int, size: int, device: torch.device) -> Tensor | None:
-    """[count size, (before + count) size] bool: a position sees its own chunk and `left` before; None where that is everything."""
-    if count == 1:
-        return None
-    rows = torch.arange(count, device=device).repeat_interleave(size)[:, None] + before
-    columns = torch.arange(before + count, device=device).repeat_interleave(size)[None, :]
-    return (columns <= rows) & (columns >= rows - left)
-
-
 def sinusoids(length: int, width: int) -> Tensor:
     """[length, width] Whisper's encoder positions."""
     rates = torch.exp(-math.log(10000.0) / (width // 2 - 1) * torch.arange(width // 2))
     angles = torch.arange(length)[:, None] * rates[None, :]
     return torch.cat((angles.sin(), angles.cos()), 1)
-
-
-def _paired(x: Tensor) -> Tensor:
-    """[B, T, n] -> [B, T / 2, 2 n]"""
-    return x.unflatten(1, (-1, 2)).flatten(2)
-
-
-def _rotated(x: Tensor, at: int) -> Tensor:
-    """[B, H, T, d] with rotary positions from `at` on."""
-    half = x.shape[3] // 2
-    rates = 1000.0 ** (-torch.arange(half, device=x.device) / half)
-    angles = torch.arange(at, at + x.shape[2], device=x.device)[:, None] * rates
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    a, b = x.chunk(2, 3)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), 3)
 
 
 def collapse(scores: Tensor, before: int = 0) -> tuple[list[int], list[int], int]:
@@ -300,11 +260,10 @@ def collapse(scores: Tensor, before: int = 0) -> tuple[list[int], list[int], int
 
 
 def load_whisper(net: SpeechProjector, tensors: dict[str, Tensor]) -> None:
-    """Put Whisper's encoder (OpenAI's names, or those of `tiny.en.pt`'s `model_state_dict`) into the net. Raises WeightsError."""
+    """Put Whisper's stem and lower layers (OpenAI's names, as in `tiny.en.pt`'s `model_state_dict`) into the net. Raises WeightsError."""
     names = {"attn_norm": "attn_ln", "query": "attn.query", "key": "attn.key", "value": "attn.value", "out": "attn.out"}
     names |= {"mlp_norm": "mlp_ln", "mlp_in": "mlp.0", "mlp_out": "mlp.2"}
     wanted = {f"conv{i}.{kind}": f"encoder.conv{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
-    wanted |= {f"encoder_norm.{kind}": f"encoder.ln_post.{kind}" for kind in ("weight", "bias")}
     for index, layer in enumerate(net.encoder):
         for name, _ in layer.named_parameters():
             part, _, kind = name.partition(".")

@@ -1,13 +1,11 @@
-"""Teaching the input projector: CTC against the LLM's own token embeddings, beside Whisper's own view of the clean sound.
+"""Teaching the input projector: CTC against the LLM's own token embeddings, on Whisper's lower layers as they were published.
 
-Terms: CTC over the tokens in use; CTC over the phones halfway; the distance of our encoder's states from those of Whisper as published,
-which heard the same words without noise and to their end (so what was learnt from years of human speech is not forgotten for a few made
-voices); a pull of frames that say a token towards that token's embedding; and, to begin with, a guide: CTC alone spends thousands of steps
-on which tokens are frequent before it looks for any in the sound, so each token is also asked for in a window around the place where it
-lies if letters take equally long. The sound is spoilt little at first. All of it follows the clock, as does the learning rate: a run of
-any length ends finished.
+Terms: CTC over the tokens in use; CTC over the phones halfway; a pull of frames that say a token towards that token's embedding; and, to
+begin with, a guide: CTC alone spends thousands of steps on which tokens are frequent before it looks for any in the sound, so each token
+is also asked for in a window around the place where it lies if letters take equally long. The sound is spoilt little at first. All of it
+follows the clock, as does the learning rate: a run of any length ends finished.
 
-Legend: B rows, n samples, T encoder positions, F frames out, D LLM width, V tokens in use, P phones, L targets.
+Legend: B rows, n samples, F frames out, D LLM width, V tokens in use, P phones, L targets.
 """
 
 from __future__ import annotations
@@ -27,9 +25,8 @@ from torch.nn import functional
 
 from duplex.audio import USER_RATE_HZ
 from duplex.errors import WeightsError
-from encoders.projector_teacher import Teacher
 from encoders.speech_augment import AugmentConfig, MelBank, mask_patches, spoil
-from encoders.speech_batches import Batch, Batches
+from encoders.speech_batches import Batches
 from encoders.speech_projector import (
     SpeechProjector,
     SpeechProjectorConfig,
@@ -38,7 +35,7 @@ from encoders.speech_projector import (
     load_whisper,
 )
 
-GUIDE_BEFORE, GUIDE_AFTER = 4, 9
+GUIDE_BEFORE, GUIDE_AFTER = 2, 5
 """Frames around a token's place in which the guide asks for it."""
 
 
@@ -52,14 +49,10 @@ class ProjectorTrainingConfig:
     """Sound per step."""
     rate: float = 1.2e-3
     """Peak learning rate of the projector and the head."""
-    encoder_rate: float = 2e-4
-    """Of Whisper's upper layers."""
     warm_steps: int = 150
     """Steps until the peak."""
     decay: float = 0.01
     """Weight decay."""
-    states: float = 0.5
-    """Weight of the distance from Whisper's states; 0 saves its forward."""
     negatives: int | None = None
     """Tokens drawn for each step that it is judged against besides those it says; None for all others."""
     pull: float = 0.05
@@ -84,8 +77,8 @@ class ProjectorTrainingConfig:
     """What is done to the sound."""
 
 
-ON_A_CPU = ProjectorTrainingConfig(batch_s=32.0, rate=1e-3, encoder_rate=2e-4, warm_steps=200, states=0.0, negatives=1024)
-"""What two cores can do: many small steps instead of few large ones, and a quarter of the work for each second of sound."""
+ON_A_CPU = ProjectorTrainingConfig(batch_s=20.0, rate=1e-3, warm_steps=300, negatives=1024, eased=0.6, masked_p=0.2)
+"""What two cores can do: many small steps instead of few large ones, tokens judged against drawn ones, and sound that is spoilt later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +89,6 @@ class Progress:
     seconds: float
     loss: float
     """CTC, nats per token."""
-    states: float
-    """Share of the variance of Whisper's states that ours miss."""
     phones: float
     """CTC, nats per phone."""
     speed: float
@@ -110,8 +101,6 @@ class Losses:
 
     ctc: Tensor
     """Per token."""
-    states: Tensor
-    """Share of the variance of Whisper's states that ours miss."""
     phones: Tensor
     """CTC per phone."""
     pull: Tensor
@@ -141,16 +130,11 @@ class Training:
         load_whisper(self.net, whisper)
         self.net.to(self.device)
         self.head = TokenHead(table, counts).to(self.device)
-        self.teacher = Teacher(whisper, net_config).to(self.device)
         self.mel = MelBank().to(self.device)
         for name, parameter in self.net.named_parameters():
-            if name.startswith(("conv", *(f"encoder.{i}." for i in range(net_config.own_from)))):
-                parameter.requires_grad_(False)
-        upper = [p for n, p in self.net.named_parameters() if p.requires_grad and n.startswith("encoder")]
-        rest = [p for n, p in self.net.named_parameters() if p.requires_grad and not n.startswith("encoder")]
+            parameter.requires_grad_(name in self.net.own_parameters())
         groups = [
-            {"params": upper, "peak": config.encoder_rate, "weight_decay": config.decay},
-            {"params": rest, "peak": config.rate, "weight_decay": config.decay},
+            {"params": [p for p in self.net.parameters() if p.requires_grad], "peak": config.rate, "weight_decay": config.decay},
             {"params": list(self.head.parameters()), "peak": 4 * config.rate, "weight_decay": 0.0},
         ]
         self.learnt: list[Tensor] = [p for group in groups for p in group["params"]]  # type: ignore[attr-defined]
@@ -190,14 +174,12 @@ class Training:
             mel = self.mel(spoil(batch.sound, augment, self.rng), throat)
             if self.pick.random() < self.config.masked_p * min(self.share / max(self.config.eased, 1e-6), 1.0):
                 mel = mask_patches(mel, self.rng)
-            theirs = self._whispers(batch, throat) if self.config.states else None
         chosen, targets, odds_of_chosen = self._choose(batch.targets)
         with self._cast():
             with torch.no_grad():
-                x, state = self.net.stem(mel, self.net.open(len(mel)))
-            vectors, states, _ = self.net.body(x, state)
+                x, state = self.net.whisper(mel, self.net.open(len(mel)))
+            vectors, phones, _ = self.net.own(x, state)
             scores = self.head(vectors, chosen) + odds_of_chosen
-            phones = self.net.phone(states)
         frames = vectors.shape[1]
         odds = scores.float().log_softmax(2)  # [B, F, 1 + V]
         frames_on = torch.from_numpy(batch.frames).clamp(max=frames)
@@ -210,16 +192,9 @@ class Training:
             said = said if chosen is None else chosen[said]
         distance_2 = (vectors.float() - self.head.table[said]).pow(2).mean(2)
         pull = (distance_2 * says).sum() / says.sum().clamp(min=1)
-        missed = odds.new_zeros(()) if theirs is None else _missed(states.float(), theirs, 2 * lengths)
         sounds = ctc_per_label(phones.float().log_softmax(2), 2 * frames_on, batch.phones)
         guide = self._guide(batch.places, targets, odds) if self.share < self.config.guided else odds.new_zeros(())
-        return Losses(ctc, missed, sounds, pull, guide, batch.sound.numel() / USER_RATE_HZ)
-
-    def _whispers(self, batch: Batch, throat: Tensor) -> Tensor:
-        """What Whisper makes of the clean sound."""
-        with self._cast():
-            made: Tensor = self.teacher(self.mel(batch.sound, throat)).float()
-        return made
+        return Losses(ctc, sounds, pull, guide, batch.sound.numel() / USER_RATE_HZ)
 
     def _choose(self, targets: list[NDArray[np.int64]]) -> tuple[Tensor | None, list[NDArray[np.int64]], Tensor | float]:
         """The tokens that a step is judged against (None for all), its targets among them, and what to add to the scores.
@@ -259,9 +234,7 @@ class Training:
         self.share = share
         found = self.losses(spoken)
         guide = config.guide * max(1 - share / config.guided, 0.0) if config.guided > 0 else 0.0
-        loss = (
-            found.ctc + config.states * found.states + config.phones * found.phones + config.pull * found.pull + guide * found.guide
-        )
+        loss = found.ctc + config.phones * found.phones + config.pull * found.pull + guide * found.guide
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         for parameter in self.learnt:
@@ -279,7 +252,7 @@ class Training:
         """Learn until the time is over; the newest state is left in `checkpoint`."""
         began = time.monotonic() - self.seconds
         told = saved = time.monotonic()
-        heard, smooth = 0.0, np.full(3, np.nan)
+        heard, smooth = 0.0, np.full(2, np.nan)
         while self.seconds < self.config.seconds:
             try:
                 found = self.learn(spoken, self.seconds / self.config.seconds)
@@ -291,15 +264,15 @@ class Training:
                 continue
             heard += found.sound_s
             if self.step % 8 == 0 or self.device.type == "cpu":  # reading a number waits for the device
-                newest = np.array([float(one.detach()) for one in (found.ctc, found.states, found.phones)])
+                newest = np.array([float(one.detach()) for one in (found.ctc, found.phones)])
                 if np.isfinite(newest).all():
                     smooth = newest if np.isnan(smooth).any() else 0.8 * smooth + 0.2 * newest
             now = time.monotonic()
             self.seconds = now - began
             if now - told > 5 or self.seconds >= self.config.seconds:
-                loss, states, phones = map(float, smooth)
-                self.history.append((self.seconds, loss, states, phones))
-                tell(Progress(self.step, self.seconds, loss, states, phones, heard / max(now - told, 1e-6)))
+                loss, phones = map(float, smooth)
+                self.history.append((self.seconds, loss, phones))
+                tell(Progress(self.step, self.seconds, loss, phones, heard / max(now - told, 1e-6)))
                 told, heard = now, 0.0
             if now - saved > self.config.save_every_s or self.seconds >= self.config.seconds:
                 self.save(checkpoint)
@@ -349,14 +322,6 @@ class Training:
             vectors, _, _ = self.net(self.mel(sound), self.net.open(len(sound)))
             scores = self.head(vectors)
         return [(target.tolist(), collapse(scores[row, : batch.frames[row]])[0]) for row, target in enumerate(batch.targets)]
-
-
-def _missed(states: Tensor, theirs: Tensor, lengths: Tensor) -> Tensor:
-    """[B, T, W] ours and Whisper's, [B] positions that count -> the share of the variance of theirs that ours miss."""
-    sound = torch.arange(states.shape[1], device=states.device)[None, :] < lengths[:, None]
-    off = (states - theirs).pow(2).mean(2)
-    spread = (theirs - theirs.mean((0, 1), keepdim=True)).pow(2).mean(2)
-    return (off * sound).sum() / (spread * sound).sum()
 
 
 def ctc_per_label(odds: Tensor, lengths: Tensor, targets: list[NDArray[np.int64]]) -> Tensor:

@@ -21,7 +21,7 @@ from duplex.errors import InputError, WeightsError
 from encoders.speech_projector import SpeechProjector, SpeechProjectorConfig
 from tests.encoders.test_speech_projector import whisper_tensors
 
-SMALL = SpeechProjectorConfig(32, 2, 2, 1, 1, 48, 24, left=2)
+SMALL = SpeechProjectorConfig(32, 2, 1, 1, 1, 48, 3, 24, left=2)
 
 SPEAKS = f"""#!{sys.executable}
 import math, struct, sys, wave
@@ -144,7 +144,7 @@ def test_the_command_makes_weights_a_card_and_goes_on(
     tmp_path: Path, work: Path, flite: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        train_projector, "SpeechProjectorConfig", functools.partial(SpeechProjectorConfig, 32, 2, 2, 1, 1, 48, left=2)
+        train_projector, "SpeechProjectorConfig", functools.partial(SpeechProjectorConfig, 32, 2, 1, 1, 1, 48, 3, left=2)
     )
     out = tmp_path / "out" / "projector.safetensors"
     command = ["train", "projector", "--work", str(work), "--device", "cpu", "--batch", "20", "--flite", flite, "--threads", "2"]

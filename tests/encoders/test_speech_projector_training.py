@@ -1,4 +1,4 @@
-"""Teaching the projector: it learns, its teacher is Whisper, it stops by the clock, and it goes on where it was stopped."""
+"""Teaching the projector: it learns, it stops by the clock, and it goes on where it was stopped."""
 
 from dataclasses import replace
 
@@ -7,14 +7,13 @@ import pytest
 import torch
 
 from duplex.errors import WeightsError
-from encoders.projector_teacher import Teacher
 from encoders.speech_augment import AugmentConfig, SoundBank
 from encoders.speech_batches import Batches, Spoken, letter_shares
 from encoders.speech_projector import SpeechProjector, SpeechProjectorConfig, TokenHead
 from encoders.speech_projector_training import ProjectorTrainingConfig, Training, ctc_per_label, distance
 from tests.encoders.test_speech_projector import whisper_tensors
 
-SMALL = SpeechProjectorConfig(32, 2, 2, 1, 1, 48, 24, left=2)
+SMALL = SpeechProjectorConfig(32, 2, 1, 1, 1, 48, 3, 24, left=2)
 TONES = (300, 700, 1500, 3000)
 
 
@@ -44,32 +43,22 @@ def spoken():
 def training(whisper, seconds=60.0, **settings):
     torch.manual_seed(0)
     mild = AugmentConfig(speed=1.05, throat=1.01, room_p=0, noise_p=0, line_p=0, clip_p=0, quietest_db=-3)
-    config = ProjectorTrainingConfig(seconds, batch_s=16, rate=1.5e-3, encoder_rate=3e-4, warm_steps=5, augment=mild, **settings)
+    config = ProjectorTrainingConfig(seconds, batch_s=16, rate=1.5e-3, warm_steps=5, augment=mild, **settings)
     return Training(whisper, 0.02 * torch.randn(4, 24), SMALL, config, "cpu")
 
 
-def test_it_learns_and_leaves_whispers_lower_layers_alone(whisper, spoken):
-    run = training(whisper, masked_p=0.0, states=0.0)
+def test_it_learns_and_leaves_whispers_layers_alone(whisper, spoken):
+    run = training(whisper, masked_p=0.0)
     lower = run.net.encoder[0].query.weight.clone()
-    upper = run.net.encoder[1].query.weight.clone()
+    ours = run.net.sounds[0].query.weight.clone()
     first = [run.learn(spoken, 0.0).ctc.item() for _ in range(5)]
     last = [run.learn(spoken, 0.1).ctc.item() for _ in range(130)][-10:]
     assert np.mean(last) < 1.1 < 0.6 * np.mean(first)  # the better of two tokens that are known only to differ is worth 1.24 nats
     assert torch.equal(run.net.encoder[0].query.weight, lower)
-    assert not torch.equal(run.net.encoder[1].query.weight, upper)
+    assert not torch.equal(run.net.sounds[0].query.weight, ours)
     run.use_average()
     meant, _ = run.read(spoken, plain=True)[0]
     assert len(meant) == 2
-
-
-def test_its_teacher_is_whisper_with_all_in_view(whisper):
-    teacher = Teacher(whisper, SMALL)
-    frames = torch.randn(2, 64, 80)
-    states = teacher(frames)
-    changed = frames.clone()
-    changed[:, 40:] -= 0.5
-    assert states.shape == (2, 32, 32)
-    assert not torch.allclose(teacher(changed)[:, :4], states[:, :4], atol=1e-5)  # the end is in view from the start
 
 
 def test_it_stops_by_the_clock_and_goes_on_where_it_was_stopped(tmp_path, whisper, spoken):
@@ -114,7 +103,7 @@ def test_rows_without_labels_do_not_count():
 
 
 def test_a_few_drawn_tokens_stand_for_all_others(whisper, spoken):
-    run = training(whisper, states=0.0)
+    run = training(whisper)
     run.config = replace(run.config, negatives=None)
     assert run._choose([np.array([1, 2])])[0] is None
     table = torch.randn(500, 24)
@@ -131,10 +120,11 @@ def test_a_few_drawn_tokens_stand_for_all_others(whisper, spoken):
             scores[:, 0], run.head(vectors)[:, 0]
         )
         found.append(scores.exp().sum(1))
-    assert torch.allclose(torch.stack(found).mean(0).log(), whole, atol=0.1)
+    off = torch.stack(found).detach().mean(0).log() - whole.detach()
+    assert abs(float(off.mean())) < 0.03 and float(off.abs().max()) < 0.4
 
 
-def test_without_all_tokens_and_without_whisper_it_learns_too(whisper, spoken):
-    run = training(whisper, masked_p=0.0, states=0.0, negatives=1)
+def test_without_all_tokens_it_learns_too(whisper, spoken):
+    run = training(whisper, masked_p=0.0, negatives=1)
     losses = [run.learn(spoken, 0.1).ctc.item() for _ in range(110)]
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:4])
