@@ -65,7 +65,7 @@ class TickSound:
             transcript_fresh=turn.fresh(),
             hum=turn.hum if overlap else 0.0,
             sentence_ends=turn.ends.p if turn.ends is not None else None,
-            listening=turn.transcript.listening if turn.transcript is not None else 0.0,
+            listening=turn.transcript.listening if turn.transcript is not None else None,
         )
 
 

@@ -40,7 +40,7 @@ class _Turn:
     asked_in_quiet: bool = False
     hum: float = 1.0
     text: str = ""
-    listening: float = 0.0
+    listening: float | None = None
     end: int = -1  # the words cover the sound up to here
     ends: Ending | None = None
 

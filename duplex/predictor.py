@@ -47,8 +47,8 @@ class TickInput:
     """How far the user's sound is a closed-mouth hum, in [0, 1]."""
     sentence_ends: float | None = None
     """How likely the user's sentence ends after these words, by the LLM, in [0, 1]; None when not known."""
-    listening: float = 0.0
-    """How likely the first word is one by which listeners show that they listen, by the ears, in [0, 1]; 0 when not known."""
+    listening: float | None = None
+    """How likely the first word is one by which listeners show that they listen, by the ears, in [0, 1]; None when not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +111,24 @@ class RuleConfig:
     """A sound hummed at least so much is a backchannel while it lasts less than `hum_s`."""
     hum_s: float = 1.2
     """A hum longer than this is treated like speech."""
-    listening_p: float = 0.15
-    """P(the first word is one by which listeners show that they listen), by the ears, from which so few words count as nothing else."""
+    listening_p: float = 0.05
+    """P(the first word shows that they listen), by the ears, from which a sound of up to `listening_words` counts as nothing else."""
     listening_words: int = 3
-    """How few."""
+    """At most so many words may be misheard ones of a listener."""
+    listening_s: float = 0.90
+    """And they last less than this."""
+    plainly_p: float = 0.03
+    """That probability up to which words over the agent's voice are plainly not a listener's, and take the floor after `plainly_s`."""
+    plainly_s: float = 0.40
+    """See plainly_p; where the ears cannot tell, `takeover_s` holds."""
     short_s: float = 0.45
     """A sound shorter than this takes the floor only with such a word: recognisers hear words in any grunt."""
     settle_s: float = 0.12
     """Silence after which a sound over the agent's voice is judged by its words."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.plainly_p <= self.listening_p <= 1 or not 0 < self.plainly_s <= self.takeover_s:
+            raise ConfigError("predictor: keep 0 <= plainly_p <= listening_p <= 1, and 0 < plainly_s <= takeover_s.")
         if not 0 < self.hanging_p < self.whole_p <= 1:
             raise ConfigError("predictor: hanging_p must be positive and below whole_p, which is at most 1.")
         if not 0 < self.speculate_s <= self.complete_s <= self.statement_s <= self.incomplete_s:
@@ -185,7 +193,8 @@ class RulePredictor:
         if known.voiced:
             if known.voiced_s >= c.stop_word_s and opens_interruption(known.transcript):
                 return TickDecision(yield_=0.95)
-            if known.voiced_s >= (2 * c.takeover_s if listening else c.takeover_s) and not hummed:
+            needed = 2 * c.takeover_s if listening else c.plainly_s if self._plainly_speaking(known) else c.takeover_s
+            if known.voiced_s >= needed and not hummed:
                 return TickDecision(yield_=0.9)
             return TickDecision(yield_=0.2, backchannel=0.5 if hummed else 0.2)
         if known.silence_s < c.settle_s:
@@ -204,8 +213,12 @@ class RulePredictor:
         c, text = self.config, known.transcript
         if text and is_backchannel(text):
             return True
-        may_be = known.listening >= c.listening_p and known.voiced_s < 2 * c.takeover_s
+        may_be = known.listening is not None and known.listening >= c.listening_p and known.voiced_s < c.listening_s
         return may_be and len(words_of(text)) <= c.listening_words and not opens_interruption(text)
+
+    def _plainly_speaking(self, known: TickInput) -> bool:
+        """Whether there are words that can hardly be a listener's."""
+        return bool(known.transcript) and known.listening is not None and known.listening <= self.config.plainly_p
 
 
 def going_on(known: TickInput, needed_s: float, complete_s: float, incomplete_s: float) -> float:

@@ -60,9 +60,9 @@ class Transcript:
     """What else was heard; None from a recogniser that hears words alone."""
     speech: HeardVectors | None = None
     """The same words as the LLM may hear them; None from a recogniser that gives text alone."""
-    listening: float = 0.0
+    listening: float | None = None
     """How likely the first word is one of those with which listeners show that they listen (`LISTENING_OPENERS`), in [0, 1], whatever
-    `text` settled on; 0 where that is not known."""
+    `text` settled on; None from a recogniser that cannot tell."""
 
 
 class Ears(Protocol):

@@ -71,8 +71,8 @@ class Taken:
     """(key, piece of text, [D] vector) of each token so far."""
     quiet: int = 0
     """Frames out since the newest token."""
-    listening: float = 0.0
-    """How likely the first token was a word by which listeners show that they listen."""
+    listening: float | None = None
+    """How likely the first token was a word by which listeners show that they listen; None before there is one."""
 
 
 @dataclass(slots=True)

@@ -143,7 +143,7 @@ class WhisperEars:
     def transcribe(self, window: EarsWindow) -> WhisperTranscript:
         """The transcript of a snapshot: an encoder pass per 12 s, a decoder pass over the draft, and one per new token."""
         frames, at, frozen, draft = window.frames, window.start, window.text, window.draft
-        no_speech, listening = 1.0, 0.0
+        no_speech, listening = 1.0, None
         longest = round(self.config.freeze_after_s * FRAME_RATE_HZ)
         while len(frames) > longest:
             cut = quietest(frames[:longest], round(self.config.freeze_at_least_s * FRAME_RATE_HZ))
@@ -156,7 +156,7 @@ class WhisperEars:
             last = decode(self.model, self._ended(frames), draft, self.config.greedy)
             draft = last.ids
             no_speech = min(no_speech, last.no_speech)
-            listening = 0.0 if frozen else last.listening
+            listening = None if frozen else last.listening
         text = (frozen + self.model.vocabulary.text(draft)).strip()
         return WhisperTranscript(text, window.end, no_speech, listening=listening, frozen_text=frozen, frozen_until=at, draft=draft)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,15 +101,33 @@ def test_what_may_be_a_backchannel_is_not_taken_for_an_interruption() -> None:
     for plainly in (
         {"transcript": "God is in the house"},  # too many words
         {"transcript": "Wait."},  # words that open interruptions
-        {"voiced_s": 1.3},  # too long
-        {"listening": 0.1},  # too unlikely
+        {"voiced_s": 0.95},  # too long
+        {"listening": 0.04},  # too unlikely
+        {"listening": None},  # not known
     ):
         assert rules.tick(None, over(**{"listening": 0.3, **plainly})).yield_ >= 0.9
+
+
+def test_words_that_can_hardly_be_a_listeners_take_the_floor_sooner() -> None:
+    rules = RulePredictor()
+    said = over(voiced=True, silence_s=0.0, voiced_s=0.45, transcript="What about", listening=0.01)
+    assert rules.tick(None, said).yield_ >= 0.9
+    for changed in (
+        {"listening": 0.1},
+        {"listening": None},
+        {"transcript": ""},
+        {"transcript": "Yeah"},
+        {"voiced_s": 0.35},
+        {"hum": 0.9},
+    ):
+        assert rules.tick(None, replace(said, **changed)).yield_ < 0.7  # type: ignore[arg-type]
 
 
 def test_wrong_settings_say_what_to_change() -> None:
     with pytest.raises(ConfigError, match="complete_s"):
         RuleConfig(complete_s=2.0)
+    with pytest.raises(ConfigError, match="plainly_s"):
+        RuleConfig(plainly_s=0.7)
 
 
 @pytest.mark.parametrize(
