@@ -85,7 +85,7 @@ def run_floor(profile: Profile, parts: Parts, args: argparse.Namespace) -> list[
         *_table({name: floor_scores(turns[name], overlaps[name]) for name in turns}),
         "",
     ]
-    curves = {name: curve(runs) for name, runs in turns.items() if name != "trained, overlaps too"}
+    curves = {name: curve(runs) for name, runs in turns.items() if name != "network, overlaps too"}
     lines += _delays(curves)
     lines += ["", *(f"{name} at 10 % cut off: {_setting(points)}" for name, points in curves.items())]
     trained = next((s.predictor for s in systems if isinstance(s, Ours) and isinstance(s.predictor, TrainedPredictor)), None)

@@ -4,8 +4,8 @@
 
 Notable: Whisper's encoder looks at 30 s at once; here it works in chunks of 320 ms that see themselves and the 3.84 s before them, so
 sound is encoded once and a turn's end costs one chunk. There is no look-ahead: a head trained by CTC says a token when it has heard
-enough. Whisper's layers are as published and are not part of the shipped file. Only the lower two are used: read as phones they are as
-good as all four where the future is hidden.
+enough. Whisper's layers are as published and are not part of the shipped file. Only the lower two are used: where the future is hidden,
+phones are read better from two layers than from three.
 
 Halfway the states are read as phones, and what was read goes on with them (self-conditioned CTC, arXiv:2104.02724): phones are learnt in
 a few hundred steps, words from sound alone in many thousands. Between the rates, and within each layer, convolutions look a little back.
@@ -214,8 +214,8 @@ class TokenHead(nn.Module):
         """[..., D] as the projector gives them -> [..., 1 + V] scores, the blank first. chosen: [K] tokens to score instead of all V."""
         rows = self.table if chosen is None else self.table[chosen]
         bias = self.bias if chosen is None else torch.cat((self.bias[:1], self.bias[1 + chosen]))
-        table = torch.cat((self.blank[None], rows))
-        return self.sharp.exp() * functional.linear(vectors, table).float() + bias
+        scores = torch.cat(((vectors @ self.blank.to(vectors.dtype))[..., None], functional.linear(vectors, rows)), -1)
+        return self.sharp.exp() * scores.float() + bias
 
     def embeddings(self, vectors: Tensor) -> Tensor:
         """[..., D] as the projector gives them -> at the size that the LLM's own embeddings have."""
