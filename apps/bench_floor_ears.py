@@ -6,7 +6,7 @@ the agent's voice. A result is known after a fixed time, as long as the work tak
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -39,9 +39,7 @@ class _Turn:
     asked: int
     asked_in_quiet: bool = False
     hum: float = 1.0
-    text: str = ""
-    listening: float | None = None
-    end: int = -1  # the words cover the sound up to here
+    said: Transcript = field(default_factory=lambda: Transcript("", -1))
     ends: Ending | None = None
 
 
@@ -59,7 +57,7 @@ def listen(scenario: Scenario, vad: VoiceModel, reader: WordsReader) -> list[Kno
     """All ticks of a conversation."""
     found: list[Known] = []
     turn: _Turn | None = None
-    waiting: list[tuple[int, int, Transcript, Ending | None]] = []  # known from, covers up to, words, P(ends)
+    waiting: list[tuple[int, Transcript, Ending | None]] = []  # known from, words, P(ends)
     before = False
     limit = VoiceActivityConfig().offset_threshold
     for tick, heard in enumerate(hear(scenario, vad)):
@@ -78,15 +76,14 @@ def listen(scenario: Scenario, vad: VoiceModel, reader: WordsReader) -> list[Kno
             if interim or (quiet and not turn.asked_in_quiet):
                 turn.asked = at
                 start = max(turn.onset - user_samples(PREROLL_S), 0)
-                said = reader.hear(scenario.user[start:at])
+                said = replace(reader.hear(scenario.user[start:at]), end=at)
                 ends = None if heard.agent_speaking else reader.ends(said.text)
-                waiting.append((at + user_samples(EARS_S), at, said, None))
-                waiting.append((at + user_samples(EARS_S + READ_S), at, said, ends))
+                waiting.append((at + user_samples(EARS_S), said, None))
+                waiting.append((at + user_samples(EARS_S + READ_S), said, ends))
             turn.asked_in_quiet = quiet
             for due in [w for w in waiting if w[0] <= at]:
                 waiting.remove(due)
-                turn.end, turn.ends = due[1], due[3]
-                turn.text, turn.listening = due[2].text, due[2].listening
+                turn.said, turn.ends = due[1:]
             if heard.agent_speaking and at - turn.last_voiced < 640:
                 turn.hum = min(turn.hum, hum_likeness(scenario.user[at - 1600 : at]))
         found.append(_tick(at, heard, turn))
@@ -97,21 +94,21 @@ def listen(scenario: Scenario, vad: VoiceModel, reader: WordsReader) -> list[Kno
 def _tick(at: int, heard: Heard, turn: _Turn | None) -> Known:
     if turn is None:
         return Known(heard, None)
-    fresh = turn.end >= turn.last_voiced
+    fresh = turn.said.end >= turn.last_voiced
     known = TickInput(
         at=at,
         voiced=heard.voiced,
         voiced_s=seconds(max(turn.last_voiced - turn.onset, 0)),
         silence_s=heard.silence_s,
         agent_speaking=heard.agent_speaking,
-        transcript=turn.text,
+        transcript=turn.said.text,
         transcript_fresh=fresh,
         hum=turn.hum if heard.agent_speaking else 0.0,
         sentence_ends=turn.ends.p if fresh and turn.ends is not None else None,
-        listening=turn.listening,
+        listening=turn.said.listening,
     )
     by = to_listen_by(turn.ends) if fresh else None
-    return Known(replace(heard, transcript=turn.text, fresh=fresh, sentence_ends=by), known)
+    return Known(replace(heard, transcript=turn.said.text, fresh=fresh, sentence_ends=by), known)
 
 
 def last_seconds(samples: np.ndarray, end: int, seconds_: float) -> np.ndarray:

@@ -42,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--passes", type=int, default=1, help="how often joe says each text (default: 1)")
     parser.add_argument("--threads", type=int, default=10, help="programs of flite and espeak-ng side by side (default: 10)")
     parser.add_argument(
-        "--batch", type=float, default=None, metavar="S", help="seconds of sound per step (default: 700, on a CPU 32)"
+        "--batch",
+        type=float,
+        default=None,
+        metavar="S",
+        help=f"seconds of sound per step (default: {ProjectorTrainingConfig.batch_s:g}, on a CPU {ON_A_CPU.batch_s:g})",
     )
     parser.add_argument("--flite", default=None, metavar="PROGRAM", help="flite, where it is not on the path")
     parser.add_argument("--teacher", type=Path, default=None, help="the packed voice joe, in place of the fetched one")

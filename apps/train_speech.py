@@ -46,23 +46,26 @@ def flite(voice: str, speed: float = 1.0) -> Speak:
     def speak(text: str, beginnings: list[str]) -> tuple[Samples, list[int]]:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "speech.wav"
-            what = ["-p", f"pau {HUMMED[text]} pau"] if text in HUMMED else ["-t", text]
-            told = _run(["flite", "-voice", voice, "--setf", f"duration_stretch={1 / speed}", "-psdur", *what, "-o", str(file)])
+            stretch = f"duration_stretch={1 / speed}"
+            told = _run(["flite", "-voice", voice, "--setf", stretch, "-psdur", *_for_flite(text), "-o", str(file)])
             samples, rate = soundfile.read(file, dtype="float32")
         phones = [(name, float(end)) for name, _, end in (item.partition(":") for item in told.split())]
         ends = [end for name, end in phones if name != "pau"]
         places = []
         for beginning in beginnings:
-            if beginning in HUMMED:
-                places.append(round(ends[-1] * USER_RATE_HZ))
-                continue
-            said = [p for p in _run(["flite", "-voice", "kal16", "-ps", "-t", beginning, "-o", "none"]).split() if p != "pau"]
+            said = [
+                p for p in _run(["flite", "-voice", "kal16", "-ps", *_for_flite(beginning), "-o", "none"]).split() if p != "pau"
+            ]
             if not said or len(said) > len(ends):
                 raise ValueError("the words before this place cannot be found")
             places.append(round(ends[len(said) - 1] * USER_RATE_HZ))
         return resample(samples, rate, USER_RATE_HZ) if rate != USER_RATE_HZ else samples, places
 
     return speak
+
+
+def _for_flite(text: str) -> list[str]:
+    return ["-p", f"pau {HUMMED[text]} pau"] if text in HUMMED else ["-t", text]
 
 
 def joe(split: Path, voice_config: Path, speed: float = 1.0, noise: float = 0.667, seed: int = 0) -> Speak:

@@ -45,10 +45,6 @@ class WordsReader:
         ears.feed(state, samples)
         return ears.transcribe(ears.window(state))
 
-    def words(self, samples: Samples) -> str:
-        """[n] user samples -> their words."""
-        return self.hear(samples).text
-
     def ends(self, text: str) -> Ending | None:
         """How likely a user's sentence ends after these words; None for no words."""
         bare = text.rstrip(" .?!")
@@ -66,7 +62,7 @@ class WordsReader:
         quiet = np.zeros(user_samples(0.1), np.float32)
         heard = []
         for place in utterance.places:
-            text = self.words(np.concatenate([quiet, utterance.samples[:place], quiet]))
+            text = self.hear(np.concatenate([quiet, utterance.samples[:place], quiet])).text
             ends = self.ends(text)
             heard.append((text, ends.p if ends is not None else None))
         return replace(utterance, heard=tuple(heard))

@@ -10,8 +10,8 @@ BACKCHANNEL_WORDS = frozenset(
 )
 """What listeners say to show that they listen."""
 
-BACKCHANNEL_PHRASES = ("got it", "all right", "that makes sense", "makes sense", "of course", "fair enough", "no way")
-"""And what they say in several words, none of which would do alone."""
+_PHRASES = re.compile(r"\b(?:got it|all right|(?:that )?makes sense|of course|fair enough|no way)\b")
+# what they say in several words, none of which would do alone
 
 LISTENING_OPENERS = BACKCHANNEL_WORDS - {"i", "see", "good", "great", "true", "fine"} | {"got"}
 """Words that seldom open anything else that is as short."""
@@ -39,10 +39,7 @@ def words_of(text: str) -> list[str]:
 
 def is_backchannel(text: str) -> bool:
     """True for up to four words or phrases, each one that listeners say to show that they listen; True for no words."""
-    said = f" {' '.join(words_of(text))} "
-    for phrase in BACKCHANNEL_PHRASES:
-        said = said.replace(f" {phrase} ", " okay ")
-    words = said.split()
+    words = _PHRASES.sub("okay", " ".join(words_of(text))).split()
     return len(words) <= 4 and all(w in BACKCHANNEL_WORDS for w in words)
 
 

@@ -55,8 +55,8 @@ class Decoded:
     """Mean log probability of the tokens written, the end included."""
     accepted: int
     """Tokens of the draft that stood."""
-    listening: float = 0.0
-    """The probability that it begins with a word by which listeners show that they listen."""
+    listening: float | None = None
+    """The probability that it begins with a word by which listeners show that they listen; None where the vocabulary has none."""
 
 
 def decode(model: Whisper, frames: Mel, draft: Sequence[int] = (), config: GreedyConfig | None = None) -> Decoded:
@@ -73,7 +73,7 @@ def decode(model: Whisper, frames: Mel, draft: Sequence[int] = (), config: Greed
     logits = logits[1:].copy()  # row i says what follows the first i drafted tokens
     logits[:, words.suppressed] = -np.inf
     logits[0, words.blank] = -np.inf
-    listening = float(np.exp(_log_softmax(logits[:1])[0, list(words.openers)]).sum())
+    listening = float(np.exp(_log_softmax(logits[:1])[0, list(words.openers)]).sum()) if words.openers else None
     picks = logits.argmax(axis=1)
     differs = np.flatnonzero(picks[:-1] != ids)
     accepted = int(differs[0]) if len(differs) else len(ids)

@@ -72,7 +72,7 @@ class Taken:
     quiet: int = 0
     """Frames out since the newest token."""
     listening: float | None = None
-    """How likely the first token was a word by which listeners show that they listen; None before there is one."""
+    """How likely the first token was a word by which listeners show that they listen; None before one or where no token is such."""
 
 
 @dataclass(slots=True)
@@ -256,7 +256,7 @@ class ProjectorEars:
         new = tuple((-next(_keys), self.pieces[token], vector) for token, vector in zip(tokens, made, strict=True))
         quiet = len(scores) - 1 - frames[-1] if new else taken.quiet + len(scores)
         listening = taken.listening
-        if new and not taken.said:
+        if new and not taken.said and len(self._openers):
             listening = float(scores[frames[0]].softmax(0)[1 + self._openers].sum())
         return replace(taken, last=last, said=taken.said + new, quiet=quiet, listening=listening)
 

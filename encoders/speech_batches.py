@@ -15,8 +15,9 @@ from torch import Tensor
 from duplex.audio import USER_RATE_HZ
 from duplex.errors import InputError
 from encoders.speech_augment import Layout, SoundBank, lay, plan
+from encoders.speech_projector import OUT_RATE_HZ
 
-SAMPLES_PER_FRAME = USER_RATE_HZ * 2 // 25
+SAMPLES_PER_FRAME = round(USER_RATE_HZ / OUT_RATE_HZ)
 """User samples in a frame out."""
 EDGE_S = 0.1
 """Silence at the ends of a recording, about."""

@@ -141,8 +141,9 @@ class Training:
         self.net.to(self.device)
         self.head = TokenHead(table, counts).to(self.device)
         self.mel = MelBank().to(self.device)
+        ours = self.net.own_parameters().keys()
         for name, parameter in self.net.named_parameters():
-            parameter.requires_grad_(name in self.net.own_parameters())
+            parameter.requires_grad_(name in ours)
         groups = [
             {"params": [p for p in self.net.parameters() if p.requires_grad], "peak": config.rate, "weight_decay": config.decay},
             {"params": list(self.head.parameters()), "peak": 4 * config.rate, "weight_decay": 0.0},

@@ -131,7 +131,8 @@ def test_wrong_settings_say_what_to_change() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["Mm-hmm.", "Yeah, okay.", "Uh-huh", "Right.", "", "Got it!", "All right, got it.", "That makes sense."]
+    "text",
+    ["Mm-hmm.", "Yeah, okay.", "Uh-huh", "Right.", "", "Got it!", "All right, got it.", "Got it, got it.", "That makes sense."],
 )
 def test_backchannels(text: str) -> None:
     assert is_backchannel(text)

@@ -53,7 +53,7 @@ def test_how_likely_the_first_word_shows_listening_does_not_depend_on_what_was_w
     finally:
         model.vocabulary = words
     assert all(one.listening == pytest.approx(1.0, abs=1e-5) for one in heard)
-    assert decode(model, frames(1.5), (), KEEP_ALL).listening == 0.0  # bytes have no such words
+    assert decode(model, frames(1.5), (), KEEP_ALL).listening is None  # bytes have no such words
 
 
 def test_a_right_draft_saves_passes(model):
