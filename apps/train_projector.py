@@ -9,6 +9,7 @@ What `--pack` writes is all that the later stages need, so they can run on anoth
 from __future__ import annotations
 
 import argparse
+import math
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,8 @@ from duplex.errors import ConfigError, OutputError, WeightsError
 from encoders import speech_projector
 from encoders.speech_batches import Batches, Spoken
 from encoders.speech_projector import SpeechProjectorConfig
-from encoders.speech_projector_training import ON_A_CPU, Progress, ProjectorTrainingConfig, Training, distance
+from encoders.speech_projector_recipe import ON_A_CPU, ProjectorTrainingConfig
+from encoders.speech_projector_training import Progress, Training, distance
 
 WEIGHTS = Path(speech_projector.__file__).parent / "weights" / "projector.safetensors"
 
@@ -158,10 +160,9 @@ def _learn(args: argparse.Namespace, work: Path, device: str) -> None:
 
 
 def _say(progress: Progress) -> None:
-    _tell(
-        f"step {progress.step}, {progress.seconds:.0f} s, CTC {progress.loss:.3f} a token, {progress.phones:.3f} a phone, "
-        f"{progress.speed:.0f} s of sound a second"
-    )
+    losses = ((progress.loss, "token"), (progress.phones, "phone"))
+    learnt = ", ".join(f"{loss:.3f} a {what}" for loss, what in losses if math.isfinite(loss))
+    _tell(f"step {progress.step}, {progress.seconds:.0f} s, CTC {learnt}, {progress.speed:.0f} s of sound a second")
 
 
 def _judge(training: Training, spoken: Batches, texts: Texts, batches: int = 6) -> list[str]:

@@ -82,9 +82,7 @@ class Batches:
         anchor = int(self.pick.integers(len(pool)))
         typical = spoken.lengths[pool[anchor]]
         rows = max(min(int(sound_s * USER_RATE_HZ / (1.3 * typical + 1.8 * USER_RATE_HZ)), len(pool), 256), 1)
-        low = max(min(anchor - 2 * rows, len(pool) - 4 * rows), 0)
-        near = pool[low : low + 4 * rows]
-        chosen = near[self.pick.permutation(len(near))]
+        chosen = neighbours(pool, anchor, rows, self.pick)
         first, second = chosen[:rows], np.full(rows, -1)
         if pairs and len(chosen) > rows and typical < 5 * USER_RATE_HZ:
             paired = self.pick.random(rows) < pairs
@@ -122,6 +120,13 @@ class Batches:
                 at = EDGE_S * USER_RATE_HZ + self.spoken.shares[self.spoken.text[recording]][which] * lasts
                 found.append((begins + at / layout.speed[row]) / SAMPLES_PER_FRAME)
         return np.concatenate(found)
+
+
+def neighbours(pool: NDArray[np.int64], anchor: int, rows: int, pick: np.random.Generator) -> NDArray[np.int64]:
+    """Up to four times `rows` of a pool that is sorted by length, from around the anchor, in any order."""
+    low = max(min(anchor - 2 * rows, len(pool) - 4 * rows), 0)
+    near = pool[low : low + 4 * rows]
+    return near[pick.permutation(len(near))]
 
 
 def letter_shares(letters: Sequence[float]) -> NDArray[np.float64]:

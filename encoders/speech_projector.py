@@ -22,7 +22,7 @@ chunk), W width, H heads, D LLM width, V tokens in use, P phones.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ OUT_RATE_HZ = 12.5
 """Frames out per second."""
 SAYING = 0.3
 """Share of frames that say a token, about."""
-_FORM = 4
+_FORM = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +98,9 @@ class ProjectorState:
     stem: Tensor
     """[B, 3, 80] the newest levelled frames."""
     past: tuple[KeysValues | None, ...] = field(default=())
-    """Per attention, in the order of the layers; empty before the first chunk."""
-    tails: tuple[Tensor, ...] = field(default=())
-    """Per convolution, in their order, [B, n, W] what it will see again; empty before the first chunk."""
+    """Per attention, in the order of the layers; empty, or None, before the first chunk."""
+    tails: tuple[Tensor | None, ...] = field(default=())
+    """Per convolution, in their order, [B, n, W] what it will see again; empty, or None, before the first chunk."""
 
 
 class SpeechProjector(nn.Module):
@@ -120,6 +120,8 @@ class SpeechProjector(nn.Module):
         self.phone_norm = nn.LayerNorm(c.width)
         self.phone = nn.Linear(c.width, c.phones + 1)
         self.told = nn.Linear(c.phones + 1, c.width, bias=False)
+        self.more = nn.Linear(c.width, c.width, bias=False)
+        nn.init.zeros_(self.more.weight)
         self.to_words = Lookback(c.width, 4, 2)
         self.words = nn.ModuleList([OwnLayer(c.width, c.heads, c.ffn, c.reach) for _ in range(c.word_layers)])
         self.norm = nn.LayerNorm(c.width)
@@ -163,34 +165,63 @@ class SpeechProjector(nn.Module):
 
     def own(self, x: Tensor, state: ProjectorState) -> tuple[Tensor, Tensor, ProjectorState]:
         """What `whisper` gave -> the rest of `forward`."""
+        sounds, phones, state = self.hear(x, state)
+        vectors, state = self.word(phones, sounds, state)
+        return vectors, phones, state
+
+    def hear(self, x: Tensor, state: ProjectorState) -> tuple[Tensor, Tensor, ProjectorState]:
+        """What `whisper` gave -> [B, S, W] our states of the sound, [B, S, 1 + P] phone scores, and the state for `word`."""
         c = self.config
-        count = x.shape[1] // c.chunk
-        remembered, tails, past = iter(state.tails), list[Tensor](), list(state.past)
+        through = _Through(state, c, x.shape[1] // c.chunk, 0, c.encoder_layers)
+        sounds = through.layers(self.sounds, through.look(self.to_sounds, self.encoder_norm(x)))
+        return sounds, self.phone(self.phone_norm(sounds)), through.state()
 
-        def look(back: Lookback, x: Tensor) -> Tensor:
-            made, tail = back(x, next(remembered, None))
-            tails.append(tail)
-            return made
-
-        def through(layers: nn.ModuleList, y: Tensor, first: int) -> Tensor:
-            size = y.shape[1] // count
-            mask = chunk_mask(count, min(state.chunks, c.left), c.left, size, y.device)
-            for index, layer in enumerate(layers, first):
-                assert isinstance(layer, OwnLayer)
-                y = y + look(layer.near, layer.near_norm(y))
-                y, past[index] = layer(y, past[index], mask, state.chunks * size, c.left * size)
-            return y
-
-        sounds = through(self.sounds, look(self.to_sounds, self.encoder_norm(x)), c.encoder_layers)  # [B, S, W]
-        phones = self.phone(self.phone_norm(sounds))
-        y = look(self.to_words, sounds + self.told(phones.softmax(2)))  # [B, F, W]
-        y = through(self.words, y, c.encoder_layers + c.sound_layers)
-        vectors = self.out(self.norm(y))
-        return vectors, phones, ProjectorState(state.chunks + count, state.peak, state.stem, tuple(past), tuple(tails))
+    def word(self, phones: Tensor, sounds: Tensor | None, state: ProjectorState) -> tuple[Tensor, ProjectorState]:
+        """What `hear` gave -> [B, F, D] vectors, and the state after the step. sounds: None where there are phones alone."""
+        c = self.config
+        count = phones.shape[1] * 2 // c.chunk
+        through = _Through(state, c, count, 1 + len(self.sounds), c.encoder_layers + c.sound_layers)
+        x = self.told((0.5 * phones.log_softmax(2)).exp())  # roots: what is unlikely counts too
+        if sounds is not None:
+            x = x + self.more(sounds)
+        y = through.layers(self.words, through.look(self.to_words, x))
+        return self.out(self.norm(y)), replace(through.state(), chunks=state.chunks + count)
 
     def own_parameters(self) -> dict[str, Tensor]:
         """What is trained here and ships: everything but Whisper's."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith(("conv1.", "conv2.", "encoder."))}
+
+
+class _Through:
+    """A step through our own layers: takes what the stream remembers, place by place, and keeps what it will remember."""
+
+    def __init__(self, state: ProjectorState, config: SpeechProjectorConfig, count: int, tail: int, layer: int) -> None:
+        """count: chunks in the step. tail, layer: the first convolution and the first attention that come."""
+        c = config
+        self._state, self._config, self._count, self._tail, self._layer = state, config, count, tail, layer
+        self._tails: list[Tensor | None] = list(state.tails) or [None] * (2 + c.sound_layers + c.word_layers)
+        self._past = list(state.past) or [None] * (c.encoder_layers + c.sound_layers + c.word_layers)
+
+    def look(self, back: Lookback, x: Tensor) -> Tensor:
+        """Through a convolution."""
+        made, self._tails[self._tail] = back(x, self._tails[self._tail])
+        self._tail += 1
+        return made
+
+    def layers(self, layers: nn.ModuleList, y: Tensor) -> Tensor:
+        """Through layers of one rate."""
+        state, left, size = self._state, self._config.left, y.shape[1] // self._count
+        mask = chunk_mask(self._count, min(state.chunks, left), left, size, y.device)
+        for layer in layers:
+            assert isinstance(layer, OwnLayer)
+            y = y + self.look(layer.near, layer.near_norm(y))
+            y, self._past[self._layer] = layer(y, self._past[self._layer], mask, state.chunks * size, left * size)
+            self._layer += 1
+        return y
+
+    def state(self) -> ProjectorState:
+        """What the stream remembers now, at the chunk where the step began."""
+        return replace(self._state, past=tuple(self._past), tails=tuple(self._tails))
 
 
 class TokenHead(nn.Module):

@@ -5,6 +5,9 @@ begin with, a guide: CTC alone spends thousands of steps on which tokens are fre
 is also asked for in a window around the place where it lies if letters take equally long. The sound is spoilt little at first. All of it
 follows the clock, as does the learning rate: a run of any length ends finished.
 
+Where little sound can be heard the time is in three parts: phones alone; then tokens alone, from sentences that were put together from
+pieces of phones (`encoders.speech_pieces`), several times as many a second; then both together.
+
 Legend: B rows, n samples, F frames out, D LLM width, V tokens in use, P phones, L targets.
 """
 
@@ -13,8 +16,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,68 +30,21 @@ from duplex.audio import USER_RATE_HZ
 from duplex.errors import WeightsError
 from encoders.speech_augment import AugmentConfig, MelBank, mask_patches, spoil
 from encoders.speech_batches import Batches
+from encoders.speech_pieces import Heard, Imagination, Imagined, Pieces
 from encoders.speech_projector import (
+    OUT_RATE_HZ,
     SpeechProjector,
     SpeechProjectorConfig,
     TokenHead,
     collapse,
     load_whisper,
 )
+from encoders.speech_projector_recipe import ProjectorTrainingConfig
 
+SOUNDS_HZ = 2 * OUT_RATE_HZ
+"""Phone scores per second."""
 GUIDE_BEFORE, GUIDE_AFTER = 2, 5
 """Frames around a token's place in which the guide asks for it."""
-
-
-@dataclass(frozen=True)
-class ProjectorTrainingConfig:
-    """How the projector is taught."""
-
-    seconds: float = 300.0
-    """Time for learning; the learning rate follows it."""
-    batch_s: float = 700.0
-    """Sound per step."""
-    rate: float = 1.2e-3
-    """Peak learning rate of the projector and the head."""
-    warm_steps: int = 150
-    """Steps until the peak."""
-    decay: float = 0.01
-    """Weight decay."""
-    negatives: int | None = None
-    """Tokens drawn for each step that it is judged against besides those it says; None for all others."""
-    pull: float = 0.05
-    """Weight of the pull towards embeddings."""
-    phones: float = 1.0
-    """Weight of the phones, per phone."""
-    guide: float = 1.0
-    """Weight of the guide at the start; it falls to none."""
-    guided: float = 0.3
-    """Share of the time in which it falls."""
-    eased: float = 0.4
-    """Share of the time after which the sound is spoilt in full."""
-    masked_p: float = 0.6
-    """Share of steps with patches of sound left out."""
-    average: float = 0.998
-    """Of the running average of the weights, which is what is kept."""
-    save_every_s: float = 45.0
-    """Time between checkpoints."""
-    seed: int = 0
-    """Of everything that is drawn."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """What is done to the sound."""
-
-
-ON_A_CPU = ProjectorTrainingConfig(
-    batch_s=20.0,
-    rate=1e-3,
-    warm_steps=300,
-    negatives=1024,
-    eased=1.0,
-    masked_p=0.1,
-    augment=AugmentConfig(
-        speed=1.12, throat=1.07, room_p=0.3, noise_p=0.4, noise_db=(8.0, 32.0), line_p=0.08, clip_p=0.02, quietest_db=-28.0
-    ),
-)
-"""What two cores can do: many small steps instead of few large ones, tokens judged against drawn ones, and sound that is spoilt less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,27 +54,27 @@ class Progress:
     step: int
     seconds: float
     loss: float
-    """CTC, nats per token."""
+    """CTC, nats per token; NaN while none are learnt."""
     phones: float
-    """CTC, nats per phone."""
+    """CTC, nats per phone; NaN while none are learnt."""
     speed: float
     """Seconds of sound per second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """What a step learns from; nothing here was waited for."""
+    """What a step learns from, 0 for what it does not; nothing here was waited for."""
 
     ctc: Tensor
     """Per token."""
-    phones: Tensor
-    """CTC per phone."""
     pull: Tensor
     """Squared distance of frames that say a token from its embedding, per value."""
     guide: Tensor
     """Per token."""
+    phones: Tensor
+    """CTC per phone."""
     sound_s: float
-    """Sound in the batch."""
+    """Sound in the batch, heard or imagined."""
 
 
 class Training:
@@ -154,6 +110,8 @@ class Training:
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.pick = np.random.default_rng(config.seed)
         self.step, self.seconds, self.share = 0, 0.0, 1.0
+        self.stage, self.began = "", 0
+        self._imagined: Imagination | None = None
         self.history: list[tuple[float, ...]] = []
 
     # -- one step
@@ -177,35 +135,94 @@ class Training:
         )
 
     def losses(self, spoken: Batches) -> Losses:
-        """Of one batch."""
+        """Of one batch, for what is learnt at this share of the time."""
+        stage, _ = self._stage()
+        if stage == "reading":
+            return self._read_losses(self._imagination(spoken).draw(self.config.batch_s))
         augment = self._eased()
         batch = spoken.draw(self.config.batch_s, augment.speed)
-        with torch.no_grad():
-            throat = self._throats(len(batch.sound), augment)
-            mel = self.mel(spoil(batch.sound, augment, self.rng), throat)
-            if self.pick.random() < self.config.masked_p * min(self.share / max(self.config.eased, 1e-6), 1.0):
-                mel = mask_patches(mel, self.rng)
-        chosen, targets, odds_of_chosen = self._choose(batch.targets)
         with self._cast():
             with torch.no_grad():
-                x, state = self.net.whisper(mel, self.net.open(len(mel)))
-            vectors, phones, _ = self.net.own(x, state)
+                x, state = self.net.whisper(self._mel(batch.sound, augment), self.net.open(len(batch.sound)))
+            sounds, phones, state = self.net.hear(x, state)
+            vectors = self.net.word(phones, sounds, state)[0] if stage == "together" else None
+        frames_on = torch.from_numpy(batch.frames).clamp(max=phones.shape[1] // 2)
+        heard = ctc_per_label(phones.float().log_softmax(2), 2 * frames_on, batch.phones)
+        sound_s = batch.sound.numel() / USER_RATE_HZ
+        if vectors is None:
+            none = heard.new_zeros(())
+            return Losses(none, none, none, heard, sound_s)
+        return Losses(*self._token_losses(vectors, frames_on, batch.targets, batch.places), heard, sound_s)
+
+    @torch.no_grad()
+    def _mel(self, sound: Tensor, augment: AugmentConfig) -> Tensor:
+        """[B, n] -> [B, M, 80], spoilt."""
+        mel = self.mel(spoil(sound, augment, self.rng), self._throats(len(sound), augment))
+        if self.pick.random() < self.config.masked_p * min(self.share / max(self.config.eased, 1e-6), 1.0):
+            mel = mask_patches(mel, self.rng)
+        return mel
+
+    def _read_losses(self, batch: Imagined) -> Losses:
+        odds = batch.odds.to(self.device)
+        with self._cast():
+            vectors, _ = self.net.word(odds, None, self.net.open(len(odds)))
+        found = self._token_losses(vectors, torch.from_numpy(batch.frames), batch.targets, batch.places)
+        return Losses(*found, odds.new_zeros(()), odds.shape[0] * odds.shape[1] / SOUNDS_HZ)
+
+    def _token_losses(
+        self, vectors: Tensor, frames_on: Tensor, targets: list[NDArray[np.int64]], places: list[NDArray[np.float64]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, F, D] vectors, [B] frames that count -> CTC per token, pull and guide."""
+        chosen, targets, odds_of_chosen = self._choose(targets)
+        with self._cast():
             scores = self.head(vectors, chosen) + odds_of_chosen
         frames = vectors.shape[1]
         odds = scores.float().log_softmax(2)  # [B, F, 1 + V]
-        frames_on = torch.from_numpy(batch.frames).clamp(max=frames)
         ctc = ctc_per_label(odds, frames_on, targets)
-        lengths = frames_on.to(self.device)
         with torch.no_grad():
             sure, best = odds.max(2)
-            says = (best > 0) & (sure > math.log(0.5)) & (torch.arange(frames, device=self.device)[None, :] < lengths[:, None])
+            counts = torch.arange(frames, device=self.device)[None, :] < frames_on.to(self.device)[:, None]
+            says = (best > 0) & (sure > math.log(0.5)) & counts
             said = (best - 1).clamp(min=0)
             said = said if chosen is None else chosen[said]
         distance_2 = (vectors.float() - self.head.table[said]).pow(2).mean(2)
         pull = (distance_2 * says).sum() / says.sum().clamp(min=1)
-        sounds = ctc_per_label(phones.float().log_softmax(2), 2 * frames_on, batch.phones)
-        guide = self._guide(batch.places, targets, odds) if self.share < self.config.guided else odds.new_zeros(())
-        return Losses(ctc, sounds, pull, guide, batch.sound.numel() / USER_RATE_HZ)
+        return ctc, pull, self._guide(places, targets, odds) if self._guided() else odds.new_zeros(())
+
+    def _stage(self) -> tuple[str, float]:
+        """What is learnt at this share of the time ("hearing", "reading", "together"), and which share of that is over."""
+        hearing, reading = self.config.hearing, self.config.reading
+        if self.share < hearing:
+            return "hearing", self.share / hearing
+        if self.share < hearing + reading:
+            return "reading", (self.share - hearing) / reading
+        return "together", (self.share - hearing - reading) / max(1 - hearing - reading, 1e-6)
+
+    def _guided(self) -> float:
+        """The guide's weight at this share of the time."""
+        config = self.config
+        if config.guided <= 0:
+            return 0.0
+        return config.guide * max(1 - (self.share - config.hearing) / config.guided, 0.0)
+
+    def _imagination(self, spoken: Batches) -> Imagination:
+        """Sentences from pieces of recordings as they are heard now."""
+        if self._imagined is None:
+            self._imagined = Imagination(Pieces(self._heard(spoken)), spoken.spoken, self.pick)
+        return self._imagined
+
+    @torch.no_grad()
+    def _heard(self, spoken: Batches) -> Iterator[Heard]:
+        augment, left = self._eased(), self.config.pieces_h * 3600
+        while left > 0:
+            batch = spoken.draw(self.config.batch_s, augment.speed, pairs=0.0)
+            left -= batch.sound.numel() / USER_RATE_HZ
+            with self._cast():
+                x, state = self.net.whisper(self._mel(batch.sound, augment), self.net.open(len(batch.sound)))
+                _, phones, _ = self.net.hear(x, state)
+            odds = phones.float().log_softmax(2).cpu().numpy()
+            for row, said in enumerate(batch.phones):
+                yield Heard(odds[row, : 2 * batch.frames[row]], said)
 
     def _choose(self, targets: list[NDArray[np.int64]]) -> tuple[Tensor | None, list[NDArray[np.int64]], Tensor | float]:
         """The tokens that a step is judged against (None for all), its targets among them, and what to add to the scores.
@@ -239,13 +256,17 @@ class Training:
     def learn(self, spoken: Batches, share: float) -> Losses:
         """One step at this share of the time."""
         config = self.config
-        scale = min((self.step + 1) / config.warm_steps, 1.0) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+        self.share = share
+        stage, part = self._stage()
+        if stage != self.stage:
+            self.stage, self.began = stage, self.step
+        scale = min((self.step - self.began + 1) / config.warm_steps, 1.0) * (
+            0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * scale
-        self.share = share
         found = self.losses(spoken)
-        guide = config.guide * max(1 - share / config.guided, 0.0) if config.guided > 0 else 0.0
-        loss = found.ctc + config.phones * found.phones + config.pull * found.pull + guide * found.guide
+        loss = found.ctc + config.phones * found.phones + config.pull * found.pull + self._guided() * found.guide
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         for parameter in self.learnt:
@@ -276,8 +297,9 @@ class Training:
             heard += found.sound_s
             if self.step % 8 == 0 or self.device.type == "cpu":  # reading a number waits for the device
                 newest = np.array([float(one.detach()) for one in (found.ctc, found.phones)])
-                if np.isfinite(newest).all():
-                    smooth = newest if np.isnan(smooth).any() else 0.8 * smooth + 0.2 * newest
+                stage, _ = self._stage()
+                newest[[stage == "hearing", stage == "reading"]] = np.nan  # not learnt now
+                smooth = np.where(np.isfinite(smooth) & np.isfinite(newest), 0.8 * smooth + 0.2 * newest, newest)
             now = time.monotonic()
             self.seconds = now - began
             if now - told > 5 or self.seconds >= self.config.seconds:
@@ -301,7 +323,10 @@ class Training:
         """Everything that a later run needs to go on."""
         part = file.with_suffix(".part")
         kept = {"learnt": [p.detach() for p in self.learnt], "average": self.average, "optimizer": self.optimizer.state_dict()}
-        torch.save({**kept, "step": self.step, "seconds": self.seconds, "history": self.history}, part)
+        torch.save(
+            {**kept, "step": self.step, "began": self.began, "stage": self.stage, "seconds": self.seconds, "history": self.history},
+            part,
+        )
         os.replace(part, file)
 
     def resume(self, file: Path) -> bool:
@@ -317,6 +342,7 @@ class Training:
         except Exception as error:  # torch.load raises many kinds, all of them mean the same here
             raise WeightsError(f"{file} does not fit this training ({error}); delete it to begin anew.") from error
         self.step, self.seconds, self.history = kept["step"], kept["seconds"], [tuple(row) for row in kept["history"]]
+        self.stage, self.began = kept["stage"], kept["began"]
         self.pick, self.rng = (
             np.random.default_rng((self.config.seed, self.step)),
             self.rng.manual_seed(self.config.seed + self.step),

@@ -10,7 +10,8 @@ from duplex.errors import WeightsError
 from encoders.speech_augment import AugmentConfig, SoundBank
 from encoders.speech_batches import Batches, Spoken, letter_shares
 from encoders.speech_projector import SpeechProjector, SpeechProjectorConfig, TokenHead
-from encoders.speech_projector_training import ProjectorTrainingConfig, Training, ctc_per_label, distance
+from encoders.speech_projector_recipe import ProjectorTrainingConfig
+from encoders.speech_projector_training import Training, ctc_per_label, distance
 from tests.encoders.test_speech_projector import whisper_tensors
 
 SMALL = SpeechProjectorConfig(32, 2, 1, 1, 1, 48, 3, 24, left=2)
@@ -128,3 +129,36 @@ def test_without_all_tokens_it_learns_too(whisper, spoken):
     run = training(whisper, masked_p=0.0, negatives=1)
     losses = [run.learn(spoken, 0.1).ctc.item() for _ in range(110)]
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:4])
+
+
+def test_the_time_is_in_three_parts(whisper, spoken):
+    run = training(whisper, masked_p=0.0, hearing=0.3, reading=0.3, guided=0.2, pieces_h=0.001)
+
+    def learnt_at(share):
+        before = {name: p.detach().clone() for name, p in run.net.named_parameters()}
+        blank = run.head.blank.detach().clone()
+        found = run.learn(spoken, share)
+        parts = {name.partition(".")[0] for name, p in run.net.named_parameters() if not torch.equal(p, before[name])}
+        return parts | ({"head"} if not torch.equal(run.head.blank, blank) else set()), found
+
+    ears = {"encoder_norm", "to_sounds", "sounds", "phone_norm", "phone"}
+    reader = {"told", "to_words", "words", "norm", "out", "head"}
+    parts, found = learnt_at(0.1)
+    assert parts == ears and not found.ctc and found.phones > 0
+    run.learn(spoken, 0.29)
+    low = run.optimizer.param_groups[0]["lr"]
+    parts, found = learnt_at(0.31)
+    assert parts == reader and found.ctc > 0 and found.guide > 0 and not found.phones
+    assert run.optimizer.param_groups[0]["lr"] > low  # each part begins anew
+    parts, found = learnt_at(0.7)
+    assert parts == ears | reader | {"more"} and found.ctc > 0 and found.phones > 0 and not found.guide
+
+
+def test_a_run_goes_on_in_the_part_where_it_was(tmp_path, whisper, spoken):
+    run = training(whisper, masked_p=0.0, hearing=0.3, reading=0.3, pieces_h=0.001)
+    run.learn(spoken, 0.1)
+    run.learn(spoken, 0.4)
+    run.save(tmp_path / "run.pt")
+    again = training(whisper, hearing=0.3, reading=0.3, pieces_h=0.001)
+    assert again.resume(tmp_path / "run.pt") and (again.stage, again.began) == ("reading", 1)
+    assert again.learn(spoken, 0.41).ctc > 0

@@ -1,0 +1,68 @@
+"""How the input projector is taught: what a training goes by, as it is on a GPU and as two cores can do it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from encoders.speech_augment import AugmentConfig
+
+
+@dataclass(frozen=True)
+class ProjectorTrainingConfig:
+    """How the projector is taught."""
+
+    seconds: float = 300.0
+    """Time for learning; the learning rate follows it."""
+    batch_s: float = 700.0
+    """Sound per step."""
+    rate: float = 1.2e-3
+    """Peak learning rate of the projector and the head."""
+    warm_steps: int = 150
+    """Steps until the peak."""
+    decay: float = 0.01
+    """Weight decay."""
+    negatives: int | None = None
+    """Tokens drawn for each step that it is judged against besides those it says; None for all others."""
+    pull: float = 0.05
+    """Weight of the pull towards embeddings."""
+    phones: float = 1.0
+    """Weight of the phones, per phone."""
+    guide: float = 1.0
+    """Weight of the guide at the start; it falls to none."""
+    guided: float = 0.3
+    """Share of the time in which it falls, from when tokens are learnt."""
+    hearing: float = 0.0
+    """Share of the time, at first, in which only phones are learnt."""
+    reading: float = 0.0
+    """Share of the time, after that, in which only tokens are learnt, from pieces."""
+    pieces_h: float = 4.0
+    """Hours of sound that are cut up for it."""
+    eased: float = 0.4
+    """Share of the time after which the sound is spoilt in full."""
+    masked_p: float = 0.6
+    """Share of steps with patches of sound left out."""
+    average: float = 0.998
+    """Of the running average of the weights, which is what is kept."""
+    save_every_s: float = 45.0
+    """Time between checkpoints."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """What is done to the sound."""
+
+
+ON_A_CPU = ProjectorTrainingConfig(
+    batch_s=20.0,
+    rate=1e-3,
+    warm_steps=300,
+    negatives=1024,
+    hearing=0.35,
+    reading=0.4,
+    eased=0.5,
+    masked_p=0.1,
+    augment=AugmentConfig(
+        speed=1.12, throat=1.07, room_p=0.3, noise_p=0.4, noise_db=(8.0, 32.0), line_p=0.08, clip_p=0.02, quietest_db=-28.0
+    ),
+)
+"""What two cores can do: many small steps instead of few large ones, tokens judged against drawn ones and learnt from pieces first, and
+sound that is spoilt less."""
