@@ -218,14 +218,23 @@ the token head has of its own. Whisper's layers are OpenAI's as published, and t
   --minutes {args.minutes:g} --batch {args.batch:g} --seed {args.seed}`, {training.step} steps on {where}
 * Data: {spoken.hours():.1f} h of speech made for it from {len(texts)} sentences (templates of what people say to an agent, WordNet's
   example sentences and definitions, fortunes); voices: {voices}. flite's slt and rms were never heard. {people}
-  Speed, throat, room, noise, line and
-  level were changed at each hearing.
+  Speed, throat, room, noise, line and level were changed at each hearing.{_parts(training.config)}
 {lines}
 * Figures on voices and people never heard: `duologue bench ears`.
 * Limits: English; but for what is said above, synthetic voices only. What it knows of people comes from Whisper.
 * Licence: Apache-2.0 for the weights; Whisper's are MIT. The voice "joe" was fine-tuned by its publisher from "lessac", whose Blizzard 2013
   data has terms of its own; flite's voices are free for any use; WordNet's licence asks that its name be kept.
 """
+
+
+def _parts(config: ProjectorTrainingConfig) -> str:
+    """What the card says of a run whose time was in parts."""
+    if not config.reading:
+        return ""
+    return (
+        f"\n* Of the time {config.hearing:.0%} went to phones alone, {config.reading:.0%} to tokens of sentences that were put together "
+        "from pieces of\n  these recordings' phones, and the rest to both together."
+    )
 
 
 def _curve(history: list[tuple[float, ...]], file: Path) -> None:

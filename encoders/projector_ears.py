@@ -1,11 +1,9 @@
 """Ears made of the input projector: each stretch of sound is taken in once, and what it says comes out as tokens and vectors for the LLM.
 
-Notable: nothing is heard twice. `transcribe` goes on from where the newest settled window ended, chunk by chunk of 320 ms; only the begun
-chunk at the window's end is looked at anew next time, with silence after it, so that a last word is heard to end. What was said in whole
-chunks is final: its vectors keep their keys, so the LLM's context that holds them is gone on from. The result does not depend on how often
+Notable: `transcribe` goes on from where the newest settled window ended, chunk by chunk of 320 ms; only the begun chunk at the window's
+end, and the one before it, are looked at anew next time, with silence after them, so that a last word is heard to end. What was said
+before is final: its vectors keep their keys, so the LLM's context that holds them is gone on from. The result does not depend on how often
 or when the caller asks.
-
-A stream holds 30 s of positions; a longer turn goes on in a fresh one, opened in a pause.
 """
 
 from __future__ import annotations
@@ -41,18 +39,16 @@ class ProjectorEarsConfig:
 
     keep_s: float = 24.0
     """Sound that was not settled yet is kept so long; older sound is lost."""
-    end_silence_s: float = 0.5
-    """Silence heard after a window's end, so that its last word ends."""
-    fresh_after_s: float = 12.0
-    """A turn longer than this goes on in a fresh stream at its next pause."""
+    end_silence_s: float = 0.32
+    """Silence heard after a window's end, at least: what comes out is a chunk late."""
     snap: float = 0.0
     """How far a vector is moved from what was heard (0) to the embedding of its token (1)."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.fresh_after_s <= 28 or not 1 <= self.keep_s <= MOST_KEPT_S:
-            raise ValueError(f"fresh_after_s must be in (0, 28], and keep_s in [1, {MOST_KEPT_S}]")
-        if not 0 <= self.end_silence_s <= 2:
-            raise ValueError("end_silence_s must be in [0, 2]")
+        if not 1 <= self.keep_s <= MOST_KEPT_S:
+            raise ValueError(f"keep_s must be in [1, {MOST_KEPT_S}]")
+        if not 0.32 <= self.end_silence_s <= 2:
+            raise ValueError("end_silence_s must be in [0.32, 2]")
         if not 0 <= self.snap <= 1:
             raise ValueError("snap must be in [0, 1]")
 
@@ -69,8 +65,6 @@ class Taken:
     """Class of the newest frame out; 0 is the blank."""
     said: tuple[tuple[int, str, Tensor], ...] = ()
     """(key, piece of text, [D] vector) of each token so far."""
-    quiet: int = 0
-    """Frames out since the newest token."""
     listening: float | None = None
     """How likely the first token was a word by which listeners show that they listen; None before one or where no token is such."""
 
@@ -172,7 +166,7 @@ class ProjectorEars:
 
     @property
     def interim_s(self) -> float:
-        return 0.24  # nothing is heard twice but the newest chunk
+        return 0.32  # a chunk
 
     def open(self) -> ProjectorEarsState:
         """A fresh state for one conversation, about 1 MB and 0.5 MB for a turn."""
@@ -210,7 +204,7 @@ class ProjectorEars:
         rest = window.frames[whole:]
         silence = -(-(len(rest) + round(self.config.end_silence_s * FRAME_RATE_HZ)) // size) * size - len(rest)
         ended = taken
-        if len(rest) or taken.said:
+        if len(rest) or taken.stream.chunks:
             quiet = np.full((silence, MELS), np.log10(POWER_FLOOR), np.float32)
             ended = self._take(taken, np.concatenate((rest, quiet)))
         said = ended.said
@@ -230,46 +224,24 @@ class ProjectorEars:
 
     def _take(self, taken: Taken, frames: Mel) -> Taken:
         """Take in whole chunks [t, 80]."""
-        size, out = self.net.config.mel_frames, self.net.config.out_frames
-        at = 0
-        while at < len(frames):
-            if self._stale(taken):
-                said = taken.said
-                if said and not said[-1][1].endswith(" "):  # the fresh stream begins as a turn does, without a space
-                    said = (*said[:-1], (said[-1][0], f"{said[-1][1]} ", said[-1][2]))
-                taken = replace(taken, stream=self.net.open(), last=0, said=said)
-            # several chunks in one pass, up to where a fresh stream may be due
-            chunks = max(min((len(frames) - at) // size, self._before_stale(taken)), 1)
-            piece = torch.from_numpy(frames[at : at + chunks * size])[None]
-            vectors, _, stream = self.net(piece, taken.stream)
-            scores = self.head(vectors)[0]
-            for place in range(0, len(scores), out):
-                taken = self._read(taken, scores[place : place + out], vectors[0, place : place + out])
-            taken = replace(taken, at=taken.at + chunks * size, stream=stream)
-            at += chunks * size
-        return taken
+        if not len(frames):
+            return taken
+        out = self.net.config.out_frames
+        vectors, _, stream = self.net(torch.from_numpy(frames)[None], taken.stream)
+        scores = self.head(vectors)[0]
+        for place in range(0, len(scores), out):
+            taken = self._read(taken, scores[place : place + out], vectors[0, place : place + out])
+        return replace(taken, at=taken.at + len(frames), stream=stream)
 
     def _read(self, taken: Taken, scores: Tensor, vectors: Tensor) -> Taken:
         """One chunk's frames out."""
         tokens, frames, last = collapse(scores, taken.last)
         made = self.head.embeddings(torch.lerp(vectors[frames].float(), self.head.table[tokens], self.config.snap))
         new = tuple((-next(_keys), self.pieces[token], vector) for token, vector in zip(tokens, made, strict=True))
-        quiet = len(scores) - 1 - frames[-1] if new else taken.quiet + len(scores)
         listening = taken.listening
         if new and not taken.said and len(self._openers):
             listening = float(scores[frames[0]].softmax(0)[1 + self._openers].sum())
-        return replace(taken, last=last, said=taken.said + new, quiet=quiet, listening=listening)
-
-    def _chunks(self, seconds: float) -> int:
-        return round(seconds * FRAME_RATE_HZ / self.net.config.mel_frames)
-
-    def _stale(self, taken: Taken) -> bool:
-        used, out = taken.stream.chunks, self.net.config.out_frames
-        return self.net.room(taken.stream) < 1 or (used >= self._chunks(self.config.fresh_after_s) and taken.quiet >= out)
-
-    def _before_stale(self, taken: Taken) -> int:
-        """Chunks that can be taken before `_stale` must be asked again: then one by one, so that the pauses are found."""
-        return min(self.net.room(taken.stream), self._chunks(self.config.fresh_after_s) - taken.stream.chunks)
+        return replace(taken, last=last, said=taken.said + new, listening=listening)
 
     @property
     def _keep_frames(self) -> int:

@@ -1,22 +1,23 @@
 """The input projector of the small profile: sound as it comes, chunk by chunk, into vectors in the LLM's input space, and into its tokens.
 
-    log-mel 100 Hz -> Whisper's stem and lower layers 50 Hz -> our own, read as phones 25 Hz -> more, read as tokens 12.5 Hz -> LLM width
+    log-mel 100 Hz -> Whisper's encoder 50 Hz -> our own layers, read as phones 25 Hz -> more, read as tokens 12.5 Hz -> LLM width
 
-Notable: Whisper's encoder looks at 30 s at once; here it works in chunks of 320 ms that see themselves and the 3.84 s before them, so
-sound is encoded once and a turn's end costs one chunk. There is no look-ahead: a head trained by CTC says a token when it has heard
-enough. Whisper's layers are as published and are not part of the shipped file. Only the lower two are used: where the future is hidden,
-phones are read better from two layers than from three.
+Notable: Whisper's encoder looks at 30 s at once; here it looks, for every chunk of 320 ms, at a window of that chunk, some chunks before
+it and one after it. So what comes out is one chunk late, and the end of a turn costs two windows. Whisper's layers are as published and are
+not part of the shipped file. All of them are used: phones of unknown voices are read far better from the whole encoder in such windows than
+from its lower layers, with which a chunk would be encoded only once.
 
 Halfway the states are read as phones, and what was read goes on with them (self-conditioned CTC, arXiv:2104.02724): phones are learnt in
-a few hundred steps, words from sound alone in many thousands. Between the rates, and within each layer, convolutions look a little back.
+a few hundred steps, words from sound alone in many thousands. Between the rates, and within each layer, convolutions look a little back;
+our own attention sees its own chunk and the 3.84 s before it.
 
 The head has no output layer of its own: a frame's scores are its products with the LLM's own token embeddings (and one learnt vector for
 "nothing new", the blank), so the frames that say a token *are* nearly that token's embedding, and the LLM can read them.
 
 One forward for both: a batch for training is "fresh state, one long step".
 
-Legend: B batch, C chunks in a step, M mel frames (32 per chunk), T positions (16 per chunk), S sounds (8 per chunk), F frames out (4 per
-chunk), W width, H heads, D LLM width, V tokens in use, P phones.
+Legend: B batch, C chunks in a step, M mel frames (32 per chunk), T positions (16 per chunk), N positions in a window, S sounds (8 per
+chunk), F frames out (4 per chunk), W width, H heads, D LLM width, V tokens in use, P phones.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ OUT_RATE_HZ = 12.5
 """Frames out per second."""
 SAYING = 0.3
 """Share of frames that say a token, about."""
-_FORM = 5
+_FORM = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class SpeechProjectorConfig:
     """Of all layers; Whisper tiny's."""
     heads: int = 6
     """Of each attention."""
-    encoder_layers: int = 2
+    encoder_layers: int = 4
     """Whisper's, from the lowest."""
     sound_layers: int = 2
     """Our own at 25 Hz, which are read as phones."""
@@ -64,13 +65,15 @@ class SpeechProjectorConfig:
     """Of the LLM's embeddings."""
     chunk: int = 16
     """Encoder positions (20 ms each) that are computed together."""
+    before: int = 4
+    """Chunks before its own that are in a window of Whisper's."""
     left: int = 12
-    """Chunks before its own that a position sees."""
+    """Chunks before its own that a position of ours sees."""
     phones: int = 48
     """That it tells apart halfway."""
 
     def __post_init__(self) -> None:
-        sizes = self.width, self.sound_layers, self.word_layers, self.ffn, self.chunk, self.left, self.phones
+        sizes = self.width, self.sound_layers, self.word_layers, self.ffn, self.chunk, self.before, self.left, self.phones
         if self.width % (2 * self.heads) or self.chunk % 4 or min(sizes) < 1 or self.reach < 2:
             raise ValueError(
                 "width must be a multiple of twice the heads, chunk of 4, reach at least 2 and every other size at least 1"
@@ -97,8 +100,10 @@ class ProjectorState:
     """[B] the loudest mel value so far."""
     stem: Tensor
     """[B, 3, 80] the newest levelled frames."""
+    near: Tensor
+    """[B, (1 + before) 16, W] the newest positions of Whisper's stem; the last chunk waits for the one after it."""
     past: tuple[KeysValues | None, ...] = field(default=())
-    """Per attention, in the order of the layers; empty, or None, before the first chunk."""
+    """Per attention of our own, in the order of the layers; empty, or None, before the first chunk."""
     tails: tuple[Tensor | None, ...] = field(default=())
     """Per convolution, in their order, [B, n, W] what it will see again; empty, or None, before the first chunk."""
 
@@ -131,37 +136,51 @@ class SpeechProjector(nn.Module):
     def open(self, batch: int = 1) -> ProjectorState:
         """A fresh state for `batch` streams."""
         where = self.out.weight
+        c = self.config
         peak = torch.full((batch,), QUIET, device=where.device)
-        return ProjectorState(0, peak, torch.full((batch, STEM_LEFT, MELS), SILENCE, device=where.device))
-
-    def room(self, state: ProjectorState) -> int:
-        """Chunks that the stream may still take; then a fresh one must be opened, best in a pause."""
-        return len(self.positions) // self.config.chunk - state.chunks
+        stem = torch.full((batch, STEM_LEFT, MELS), SILENCE, device=where.device)
+        near = torch.zeros(batch, (1 + c.before) * c.chunk, c.width, device=where.device)
+        return ProjectorState(0, peak, stem, near)
 
     def forward(self, mel: Tensor, state: ProjectorState) -> tuple[Tensor, Tensor, ProjectorState]:
-        """[B, M, 80] log10 mel power, whole chunks -> [B, F, D] vectors (unit: the embeddings' size), [B, S, 1 + P] phone scores, state."""
+        """[B, M, 80] log10 mel power, whole chunks -> [B, F, D] vectors (unit: the embeddings' size), [B, S, 1 + P] phone scores, state.
+
+        What comes out is that of the sound one chunk earlier.
+        """
         x, state = self.whisper(mel, state)
         return self.own(x, state)
 
     def whisper(self, mel: Tensor, state: ProjectorState) -> tuple[Tensor, ProjectorState]:
-        """[B, M, 80] log10 mel power -> [B, T, W], Whisper's part, and the state with that part brought up to date, for `own`."""
+        """[B, M, 80] log10 mel power -> [B, T, W], Whisper's part, one chunk late, and the state with that part brought up to date."""
         c = self.config
         if mel.shape[1] % c.mel_frames or not mel.shape[1]:
             raise ValueError(f"a step takes whole chunks of {c.mel_frames} mel frames, not {mel.shape[1]}")
-        count = mel.shape[1] // c.mel_frames
-        if count > self.room(state):
-            raise ValueError("the stream is full; open a fresh one")
+        count, wide = mel.shape[1] // c.mel_frames, (c.before + 2) * c.chunk
         levelled, peak = level(mel, state.peak, c.mel_frames)
         framed = torch.cat((state.stem, levelled), 1)
         x = functional.gelu(self.conv1(framed.transpose(1, 2)))
         x = functional.gelu(self.conv2(x)).transpose(1, 2)  # [B, T, W]
-        at = state.chunks * c.chunk
-        x = x + self.positions[at : at + x.shape[1]]
-        mask = chunk_mask(count, min(state.chunks, c.left), c.left, c.chunk, x.device)
-        past = list(state.past) or [None] * (c.encoder_layers + c.sound_layers + c.word_layers)
+        x = torch.cat((state.near, x), 1)
+        windows = x.unfold(1, wide, c.chunk).transpose(2, 3)  # [B, C, N, W]
+        y = self._windows(windows.flatten(0, 1), state.chunks, len(mel))
+        return y.view(len(mel), count * c.chunk, c.width), replace(
+            state, peak=peak, stem=framed[:, -STEM_LEFT:], near=x[:, -len(state.near[0]) :]
+        )
+
+    def _windows(self, x: Tensor, chunks: int, batch: int) -> Tensor:
+        """[B C, N, W] stem in windows, chunks before the first one's newest -> [B C, 16, W] the chunk before the newest of each."""
+        c = self.config
+        count, wide = len(x) // batch, x.shape[1]
+        missing = (c.before + 1 - chunks - torch.arange(count)).clamp(min=0) * c.chunk  # positions from before the beginning
+        places = torch.arange(wide)[None, :] - missing[:, None]
+        mask = None
+        if int(missing[0]):
+            mask = (places >= 0).to(x.device).repeat(batch, 1)[:, None, None, :]  # [B C, 1, 1, N]
+        x = x + self.positions[places.clamp(min=0).to(x.device)].repeat(batch, 1, 1)
+        own = slice(wide - 2 * c.chunk, wide - c.chunk)
         for index, layer in enumerate(self.encoder):
-            x, past[index] = layer(x, past[index], mask, at, c.left * c.chunk)
-        return x, ProjectorState(state.chunks, peak, framed[:, -STEM_LEFT:], tuple(past), state.tails)
+            x, _ = layer(x, None, mask, 0, 0, own if index == len(self.encoder) - 1 else None)
+        return x
 
     def own(self, x: Tensor, state: ProjectorState) -> tuple[Tensor, Tensor, ProjectorState]:
         """What `whisper` gave -> the rest of `forward`."""
@@ -172,7 +191,7 @@ class SpeechProjector(nn.Module):
     def hear(self, x: Tensor, state: ProjectorState) -> tuple[Tensor, Tensor, ProjectorState]:
         """What `whisper` gave -> [B, S, W] our states of the sound, [B, S, 1 + P] phone scores, and the state for `word`."""
         c = self.config
-        through = _Through(state, c, x.shape[1] // c.chunk, 0, c.encoder_layers)
+        through = _Through(state, c, x.shape[1] // c.chunk, 0, 0)
         sounds = through.layers(self.sounds, through.look(self.to_sounds, self.encoder_norm(x)))
         return sounds, self.phone(self.phone_norm(sounds)), through.state()
 
@@ -180,7 +199,7 @@ class SpeechProjector(nn.Module):
         """What `hear` gave -> [B, F, D] vectors, and the state after the step. sounds: None where there are phones alone."""
         c = self.config
         count = phones.shape[1] * 2 // c.chunk
-        through = _Through(state, c, count, 1 + len(self.sounds), c.encoder_layers + c.sound_layers)
+        through = _Through(state, c, count, 1 + len(self.sounds), c.sound_layers)
         x = self.told((0.5 * phones.log_softmax(2)).exp())  # roots: what is unlikely counts too
         if sounds is not None:
             x = x + self.more(sounds)
@@ -200,7 +219,7 @@ class _Through:
         c = config
         self._state, self._config, self._count, self._tail, self._layer = state, config, count, tail, layer
         self._tails: list[Tensor | None] = list(state.tails) or [None] * (2 + c.sound_layers + c.word_layers)
-        self._past = list(state.past) or [None] * (c.encoder_layers + c.sound_layers + c.word_layers)
+        self._past = list(state.past) or [None] * (c.sound_layers + c.word_layers)
 
     def look(self, back: Lookback, x: Tensor) -> Tensor:
         """Through a convolution."""
@@ -291,10 +310,14 @@ def collapse(scores: Tensor, before: int = 0) -> tuple[list[int], list[int], int
 
 
 def load_whisper(net: SpeechProjector, tensors: dict[str, Tensor]) -> None:
-    """Put Whisper's stem and lower layers (OpenAI's names, as in `tiny.en.pt`'s `model_state_dict`) into the net. Raises WeightsError."""
+    """Put Whisper's encoder (OpenAI's names, as in `tiny.en.pt`'s `model_state_dict`) into the net. Raises WeightsError.
+
+    Our own first norm begins as its last one.
+    """
     names = {"attn_norm": "attn_ln", "query": "attn.query", "key": "attn.key", "value": "attn.value", "out": "attn.out"}
     names |= {"mlp_norm": "mlp_ln", "mlp_in": "mlp.0", "mlp_out": "mlp.2"}
     wanted = {f"conv{i}.{kind}": f"encoder.conv{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
+    wanted |= {f"encoder_norm.{kind}": f"encoder.ln_post.{kind}" for kind in ("weight", "bias")}
     for index, layer in enumerate(net.encoder):
         for name, _ in layer.named_parameters():
             part, _, kind = name.partition(".")

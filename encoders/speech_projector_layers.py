@@ -50,10 +50,16 @@ class Layer(nn.Module):
         self.mlp_in = nn.Linear(width, ffn)
         self.mlp_out = nn.Linear(ffn, width)
 
-    def forward(self, x: Tensor, past: KeysValues | None, mask: Tensor | None, at: int, keep: int) -> tuple[Tensor, KeysValues]:
-        """[B, T, W], what came before, mask [T, past + T] bool, position of the first -> [B, T, W], the newest `keep` keys and values."""
+    def forward(
+        self, x: Tensor, past: KeysValues | None, mask: Tensor | None, at: int, keep: int, only: slice | None = None
+    ) -> tuple[Tensor, KeysValues]:
+        """[B, T, W], what came before, mask [T, past + T] bool, position of the first -> [B, T, W], the newest `keep` keys and values.
+
+        only: the positions that are asked for, where not all are; the mask has rows for these.
+        """
         y = self.attn_norm(x)
-        q, k, v = (self._heads(linear(y)) for linear in (self.query, self.key, self.value))  # [B, H, T, W/H]
+        x, asked = (x, y) if only is None else (x[:, only], y[:, only])
+        q, k, v = self._heads(self.query(asked)), self._heads(self.key(y)), self._heads(self.value(y))  # [B, H, T, W/H]
         if self.turn:
             q, k = _rotated(q, at), _rotated(k, at)
         if past is not None:

@@ -35,8 +35,12 @@ class ProjectorTrainingConfig:
     """Share of the time, at first, in which only phones are learnt."""
     reading: float = 0.0
     """Share of the time, after that, in which only tokens are learnt, from pieces."""
-    pieces_h: float = 4.0
+    pieces_h: float = 2.0
     """Hours of sound that are cut up for it."""
+    again: int = 1
+    """How often a batch that Whisper has heard is learnt from, on average: to hear costs several times what to learn does."""
+    memory_h: float = 6.0
+    """Hours of sound that are remembered for it, at 140 MB an hour."""
     eased: float = 0.4
     """Share of the time after which the sound is spoilt in full."""
     masked_p: float = 0.6
@@ -56,8 +60,9 @@ ON_A_CPU = ProjectorTrainingConfig(
     rate=1e-3,
     warm_steps=300,
     negatives=1024,
-    hearing=0.35,
-    reading=0.4,
+    again=4,
+    hearing=0.3,
+    reading=0.5,
     eased=0.5,
     masked_p=0.1,
     augment=AugmentConfig(

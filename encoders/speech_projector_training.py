@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from duplex.audio import USER_RATE_HZ
 from duplex.errors import WeightsError
+from encoders.mel import HOP_SAMPLES
 from encoders.speech_augment import AugmentConfig, MelBank, mask_patches, spoil
 from encoders.speech_batches import Batches
 from encoders.speech_pieces import Heard, Imagination, Imagined, Pieces
@@ -77,6 +78,22 @@ class Losses:
     """Sound in the batch, heard or imagined."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """A batch as Whisper hears it."""
+
+    states: Tensor
+    """[B, T, W] half, one chunk late."""
+    frames: Tensor
+    """[B] frames out that count."""
+    targets: list[NDArray[np.int64]]
+    places: list[NDArray[np.float64]]
+    phones: list[NDArray[np.int64]]
+    """As in `Batch`."""
+    sound_s: float
+    """Sound in it."""
+
+
 class Training:
     """One run: weights, their average, the optimizer, and what was drawn."""
 
@@ -112,6 +129,7 @@ class Training:
         self.step, self.seconds, self.share = 0, 0.0, 1.0
         self.stage, self.began = "", 0
         self._imagined: Imagination | None = None
+        self._memory: list[_Heard] = []
         self.history: list[tuple[float, ...]] = []
 
     # -- one step
@@ -139,20 +157,38 @@ class Training:
         stage, _ = self._stage()
         if stage == "reading":
             return self._read_losses(self._imagination(spoken).draw(self.config.batch_s))
-        augment = self._eased()
-        batch = spoken.draw(self.config.batch_s, augment.speed)
+        one = self._heard(spoken)
         with self._cast():
-            with torch.no_grad():
-                x, state = self.net.whisper(self._mel(batch.sound, augment), self.net.open(len(batch.sound)))
-            sounds, phones, state = self.net.hear(x, state)
+            sounds, phones, state = self.net.hear(one.states.float(), self.net.open(len(one.states)))
             vectors = self.net.word(phones, sounds, state)[0] if stage == "together" else None
-        frames_on = torch.from_numpy(batch.frames).clamp(max=phones.shape[1] // 2)
-        heard = ctc_per_label(phones.float().log_softmax(2), 2 * frames_on, batch.phones)
-        sound_s = batch.sound.numel() / USER_RATE_HZ
+        heard = ctc_per_label(phones.float().log_softmax(2), 2 * one.frames, one.phones)
         if vectors is None:
             none = heard.new_zeros(())
-            return Losses(none, none, none, heard, sound_s)
-        return Losses(*self._token_losses(vectors, frames_on, batch.targets, batch.places), heard, sound_s)
+            return Losses(none, none, none, heard, one.sound_s)
+        return Losses(*self._token_losses(vectors, one.frames, one.targets, one.places), heard, one.sound_s)
+
+    def _heard(self, spoken: Batches) -> _Heard:
+        """A batch as Whisper hears it: a new one, or one that is remembered."""
+        memory, config = self._memory, self.config
+        if memory and self.step % config.again:
+            return memory[int(self.pick.integers(len(memory)))]
+        found = self._hear(spoken)
+        if config.again > 1 and sum(one.sound_s for one in memory) < config.memory_h * 3600:
+            memory.append(found)
+        elif config.again > 1:
+            memory[int(self.pick.integers(len(memory)))] = found
+        return found
+
+    @torch.no_grad()
+    def _hear(self, spoken: Batches) -> _Heard:
+        augment = self._eased()
+        batch = spoken.draw(self.config.batch_s, augment.speed)
+        late = self.net.config.out_frames
+        with self._cast():
+            mel = self._mel(late_by(batch.sound, self.net.config), augment)
+            states, _ = self.net.whisper(mel, self.net.open(len(mel)))
+        frames, places = torch.from_numpy(batch.frames) + late, [one + late for one in batch.places]
+        return _Heard(states.half(), frames, batch.targets, places, batch.phones, batch.sound.numel() / USER_RATE_HZ)
 
     @torch.no_grad()
     def _mel(self, sound: Tensor, augment: AugmentConfig) -> Tensor:
@@ -208,21 +244,21 @@ class Training:
     def _imagination(self, spoken: Batches) -> Imagination:
         """Sentences from pieces of recordings as they are heard now."""
         if self._imagined is None:
-            self._imagined = Imagination(Pieces(self._heard(spoken)), spoken.spoken, self.pick)
+            self._imagined = Imagination(Pieces(self._cut(spoken)), spoken.spoken, self.pick)
         return self._imagined
 
     @torch.no_grad()
-    def _heard(self, spoken: Batches) -> Iterator[Heard]:
-        augment, left = self._eased(), self.config.pieces_h * 3600
+    def _cut(self, spoken: Batches) -> Iterator[Heard]:
+        """Recordings to cut up: those that are remembered, and more."""
+        left, known = self.config.pieces_h * 3600, list(self._memory)
         while left > 0:
-            batch = spoken.draw(self.config.batch_s, augment.speed, pairs=0.0)
-            left -= batch.sound.numel() / USER_RATE_HZ
+            one = known.pop() if known else self._hear(spoken)
+            left -= one.sound_s
             with self._cast():
-                x, state = self.net.whisper(self._mel(batch.sound, augment), self.net.open(len(batch.sound)))
-                _, phones, _ = self.net.hear(x, state)
+                _, phones, _ = self.net.hear(one.states.float(), self.net.open(len(one.states)))
             odds = phones.float().log_softmax(2).cpu().numpy()
-            for row, said in enumerate(batch.phones):
-                yield Heard(odds[row, : 2 * batch.frames[row]], said)
+            for row, said in enumerate(one.phones):
+                yield Heard(odds[row, : 2 * int(one.frames[row])], said)
 
     def _choose(self, targets: list[NDArray[np.int64]]) -> tuple[Tensor | None, list[NDArray[np.int64]], Tensor | float]:
         """The tokens that a step is judged against (None for all), its targets among them, and what to add to the scores.
@@ -355,10 +391,16 @@ class Training:
         augment = self.config.augment
         batch = spoken.draw(self.config.batch_s, 1.0 if plain else augment.speed, held=True, pairs=0.0 if plain else 0.35)
         sound = batch.sound if plain else spoil(batch.sound, augment, self.rng)
+        frames = batch.frames + self.net.config.out_frames
         with self._cast():
-            vectors, _, _ = self.net(self.mel(sound), self.net.open(len(sound)))
+            vectors, _, _ = self.net(self.mel(late_by(sound, self.net.config)), self.net.open(len(sound)))
             scores = self.head(vectors)
-        return [(target.tolist(), collapse(scores[row, : batch.frames[row]])[0]) for row, target in enumerate(batch.targets)]
+        return [(target.tolist(), collapse(scores[row, : frames[row]])[0]) for row, target in enumerate(batch.targets)]
+
+
+def late_by(sound: Tensor, sizes: SpeechProjectorConfig) -> Tensor:
+    """[B, n] -> with silence for one more chunk, by which what comes out is late."""
+    return functional.pad(sound, (0, sizes.mel_frames * HOP_SAMPLES))
 
 
 def ctc_per_label(odds: Tensor, lengths: Tensor, targets: list[NDArray[np.int64]]) -> Tensor:

@@ -21,7 +21,8 @@ TONES = (300, 700, 1500, 3000)
 @pytest.fixture(scope="module")
 def whisper():
     torch.manual_seed(2)
-    return {name: value * 0.3 for name, value in whisper_tensors(SpeechProjector(SMALL)).items()}
+    found = whisper_tensors(SpeechProjector(SMALL))
+    return {name: value * (1.0 if "ln_post" in name else 0.3) for name, value in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_a_few_drawn_tokens_stand_for_all_others(whisper, spoken):
 
 def test_without_all_tokens_it_learns_too(whisper, spoken):
     run = training(whisper, masked_p=0.0, negatives=1)
-    losses = [run.learn(spoken, 0.1).ctc.item() for _ in range(110)]
+    losses = [run.learn(spoken, 0.1).ctc.item() for _ in range(180)]
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:4])
 
 
