@@ -209,7 +209,7 @@ def _card(
     where = torch.cuda.get_device_name() if training.device.type == "cuda" else "a CPU"
     return f"""# The input projector
 
-{size:,} values, fp16: on Whisper tiny.en's stem and {sizes.encoder_layers} lower layers, in chunks of 320 ms without a view of the future,
+{size:,} values, fp16: on Whisper tiny.en's encoder, {sizes.encoder_layers} layers in windows that see 320 ms ahead,
 {sizes.sound_layers} transformer layers at 25 Hz that are read as phones, {sizes.word_layers} at 12.5 Hz that are read as tokens, and what
 the token head has of its own. Whisper's layers are OpenAI's as published, and the head's table is the LLM's own embedding of
 {len(texts.vocabulary):,} tokens (Qwen2.5-Coder-0.5B-Instruct); neither is in this file.

@@ -133,7 +133,7 @@ class ProjectorEars:
         config: ProjectorEarsConfig | None = None,
         weights: Path = WEIGHTS,
     ) -> ProjectorEars:
-        """From OpenAI's `tiny.en.pt` (stem and lower layers), the LLM's embeddings and decoder, and what was trained here.
+        """From OpenAI's `tiny.en.pt` (its encoder), the LLM's embeddings and decoder, and what was trained here.
 
         embed: ids -> [n, D]. decode: ids -> text. Raises WeightsError.
         """

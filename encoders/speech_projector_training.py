@@ -1,4 +1,4 @@
-"""Teaching the input projector: CTC against the LLM's own token embeddings, on Whisper's lower layers as they were published.
+"""Teaching the input projector: CTC against the LLM's own token embeddings, on Whisper's encoder as it was published.
 
 Terms: CTC over the tokens in use; CTC over the phones halfway; a pull of frames that say a token towards that token's embedding; and, to
 begin with, a guide: CTC alone spends thousands of steps on which tokens are frequent before it looks for any in the sound, so each token
@@ -40,12 +40,11 @@ from encoders.speech_projector import (
     collapse,
     load_whisper,
 )
+from encoders.speech_projector_losses import choose, ctc_per_label, guide, pull
 from encoders.speech_projector_recipe import ProjectorTrainingConfig
 
 SOUNDS_HZ = 2 * OUT_RATE_HZ
 """Phone scores per second."""
-GUIDE_BEFORE, GUIDE_AFTER = 2, 5
-"""Frames around a token's place in which the guide asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,21 +208,13 @@ class Training:
         self, vectors: Tensor, frames_on: Tensor, targets: list[NDArray[np.int64]], places: list[NDArray[np.float64]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """[B, F, D] vectors, [B] frames that count -> CTC per token, pull and guide."""
-        chosen, targets, odds_of_chosen = self._choose(targets)
+        chosen, targets, odds_of_chosen = choose(targets, len(self.head.table), self.config.negatives, self.pick, self.device)
         with self._cast():
             scores = self.head(vectors, chosen) + odds_of_chosen
-        frames = vectors.shape[1]
         odds = scores.float().log_softmax(2)  # [B, F, 1 + V]
-        ctc = ctc_per_label(odds, frames_on, targets)
-        with torch.no_grad():
-            sure, best = odds.max(2)
-            counts = torch.arange(frames, device=self.device)[None, :] < frames_on.to(self.device)[:, None]
-            says = (best > 0) & (sure > math.log(0.5)) & counts
-            said = (best - 1).clamp(min=0)
-            said = said if chosen is None else chosen[said]
-        distance_2 = (vectors.float() - self.head.table[said]).pow(2).mean(2)
-        pull = (distance_2 * says).sum() / says.sum().clamp(min=1)
-        return ctc, pull, self._guide(places, targets, odds) if self._guided() else odds.new_zeros(())
+        pulled = pull(vectors, odds, frames_on, self.head.table, chosen)
+        asked = guide(places, targets, odds) if self._guided() else odds.new_zeros(())
+        return ctc_per_label(odds, frames_on, targets), pulled, asked
 
     def _stage(self) -> tuple[str, float]:
         """What is learnt at this share of the time ("hearing", "reading", "together"), and which share of that is over."""
@@ -259,32 +250,6 @@ class Training:
             odds = phones.float().log_softmax(2).cpu().numpy()
             for row, said in enumerate(one.phones):
                 yield Heard(odds[row, : 2 * int(one.frames[row])], said)
-
-    def _choose(self, targets: list[NDArray[np.int64]]) -> tuple[Tensor | None, list[NDArray[np.int64]], Tensor | float]:
-        """The tokens that a step is judged against (None for all), its targets among them, and what to add to the scores.
-
-        Of those that the step does not say only some are drawn; each stands for as many as were not: the sum over all is right on average.
-        """
-        size, drawn = len(self.head.table), self.config.negatives
-        said = np.unique(np.concatenate(targets))
-        if drawn is None or len(said) + drawn >= size:
-            return None, targets, 0.0
-        others = np.setdiff1d(self.pick.choice(size, drawn, replace=False), said, assume_unique=True)
-        weight = math.log((size - len(said)) / len(others))
-        more = np.concatenate([np.zeros(1 + len(said)), np.full(len(others), weight)]).astype(np.float32)
-        chosen = torch.from_numpy(np.concatenate([said, others])).to(self.device)
-        return chosen, [np.searchsorted(said, one) for one in targets], torch.from_numpy(more).to(self.device)
-
-    def _guide(self, places: list[NDArray[np.float64]], targets: list[NDArray[np.int64]], odds: Tensor) -> Tensor:
-        """Minus the log of how likely each token is within its window, on average over the window."""
-        if not places:
-            return odds.new_zeros(())
-        rows = np.repeat(np.arange(len(targets)), [len(t) for t in targets])
-        frames = np.concatenate(places)[:, None] + np.arange(-GUIDE_BEFORE, GUIDE_AFTER + 1)
-        frames = np.clip(np.round(frames), 0, odds.shape[1] - 1).astype(np.int64)
-        tokens = np.concatenate(targets) + 1
-        where, at, which = (torch.from_numpy(x).to(self.device) for x in (rows, frames, tokens))
-        return math.log(frames.shape[1]) - odds[where[:, None], at, which[:, None]].logsumexp(1).mean()
 
     def _cast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
@@ -401,22 +366,6 @@ class Training:
 def late_by(sound: Tensor, sizes: SpeechProjectorConfig) -> Tensor:
     """[B, n] -> with silence for one more chunk, by which what comes out is late."""
     return functional.pad(sound, (0, sizes.mel_frames * HOP_SAMPLES))
-
-
-def ctc_per_label(odds: Tensor, lengths: Tensor, targets: list[NDArray[np.int64]]) -> Tensor:
-    """CTC per label; rows without labels don't count.
-
-    odds: [B, T, 1 + V] logarithms, blank first. lengths: [B] positions that count. targets: [B] labels from 0.
-    """
-    rows = [row for row, labels in enumerate(targets) if len(labels)]
-    if not rows:
-        return odds.new_zeros(())
-    if len(rows) < len(targets):
-        odds, lengths = odds[torch.tensor(rows, device=odds.device)], lengths[torch.tensor(rows)]
-    flat = torch.from_numpy(np.concatenate([targets[row] for row in rows]) + 1).to(odds.device)
-    sizes = torch.tensor([len(targets[row]) for row in rows])
-    lost = functional.ctc_loss(odds.transpose(0, 1), flat, lengths, sizes, blank=0, reduction="none", zero_infinity=True)
-    return lost.sum() / int(sizes.sum())
 
 
 def distance(a: list[int] | list[str], b: list[int] | list[str]) -> int:

@@ -10,8 +10,9 @@ from duplex.errors import WeightsError
 from encoders.speech_augment import AugmentConfig, SoundBank
 from encoders.speech_batches import Batches, Spoken, letter_shares
 from encoders.speech_projector import SpeechProjector, SpeechProjectorConfig, TokenHead
+from encoders.speech_projector_losses import choose, ctc_per_label
 from encoders.speech_projector_recipe import ProjectorTrainingConfig
-from encoders.speech_projector_training import Training, ctc_per_label, distance
+from encoders.speech_projector_training import Training, distance
 from tests.encoders.test_speech_projector import whisper_tensors
 
 SMALL = SpeechProjectorConfig(32, 2, 1, 1, 1, 48, 3, 24, left=2)
@@ -104,22 +105,21 @@ def test_rows_without_labels_do_not_count():
     assert float(ctc_per_label(odds, lengths, [labels[1]] * 3)) == 0 == float(ctc_per_label(odds, lengths, []))
 
 
-def test_a_few_drawn_tokens_stand_for_all_others(whisper, spoken):
-    run = training(whisper)
-    run.config = replace(run.config, negatives=None)
-    assert run._choose([np.array([1, 2])])[0] is None
+def test_a_few_drawn_tokens_stand_for_all_others():
+    torch.manual_seed(0)
+    pick, cpu = np.random.default_rng(0), torch.device("cpu")
+    assert choose([np.array([1, 2])], 4, None, pick, cpu)[0] is None
     table = torch.randn(500, 24)
-    run.head = TokenHead(0.02 * table)
-    run.config = replace(run.config, negatives=60)
+    head = TokenHead(0.02 * table)
     vectors, targets = torch.randn(40, 24), [np.array([7, 400, 7]), np.array([3])]
-    whole = run.head(vectors).logsumexp(1)
+    whole = head(vectors).logsumexp(1)
     found = []
     for _ in range(200):
-        chosen, mapped, more = run._choose(targets)
+        chosen, mapped, more = choose(targets, 500, 60, pick, cpu)
         assert [chosen[one].tolist() for one in mapped] == [[7, 400, 7], [3]] and len(chosen.unique()) == len(chosen)
-        scores = run.head(vectors, chosen) + more
-        assert torch.allclose(scores[:, 1 + mapped[0][0]], run.head(vectors)[:, 8]) and torch.allclose(
-            scores[:, 0], run.head(vectors)[:, 0]
+        scores = head(vectors, chosen) + more
+        assert torch.allclose(scores[:, 1 + mapped[0][0]], head(vectors)[:, 8]) and torch.allclose(
+            scores[:, 0], head(vectors)[:, 0]
         )
         found.append(scores.exp().sum(1))
     off = torch.stack(found).detach().mean(0).log() - whole.detach()
