@@ -31,6 +31,7 @@ from apps.train_projector_texts import Texts
 from decoders.vits_net import HOP, VITS_RATE_HZ, VitsNet
 from duplex.audio import USER_RATE_HZ, Samples
 from duplex.errors import InputError
+from duplex.fast_types import fast_in_bfloat16
 from encoders.speech_augment import SoundBank, resample_exact
 from encoders.speech_batches import Spoken, letter_shares
 
@@ -289,7 +290,7 @@ def _batch(
         noise_w=float(rng.uniform(0.5, 1.0)),
         length_scale=float(np.exp(rng.uniform(np.log(0.8), np.log(1.25)))) * rate / VITS_RATE_HZ,
     )
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=fast_in_bfloat16(device)):
         sound: Tensor = voice.render(latents)
     sound = resample_exact(sound.float(), rate, USER_RATE_HZ)
     flat = (sound.clamp(-1, 1) * 32000).short().cpu().numpy()

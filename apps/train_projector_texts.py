@@ -1,8 +1,9 @@
 """What is said in the input projector's training: sentences, their tokens, their phones, and the LLM's embeddings of those tokens.
 
 Everything that needs the lexicon, the tokenizer or the LLM happens here, once, and goes into one file (`projector-texts.safetensors`), so
-that the training itself needs none of them. Sources: the templates below (what people say to an agent), and, where they are installed,
-WordNet's example sentences and definitions (`wordnet-base`) and the fortunes (`fortunes`), which know more words than templates do.
+that the training itself needs none of them. Sources: templates of what people say to an agent, the questions and texts of the voice's
+corpus, and, where they are installed, WordNet's example sentences and definitions (`wordnet-base`) and the fortunes (`fortunes`), which
+know more words than templates do.
 
 Numbers are written as they are said ("eighty five"): a projector hears words, it does not do sums. Tokens that too few sentences hold to be
 learnt are spelt with smaller ones, so that any word can be written.
@@ -36,6 +37,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agent.vocabulary import QwenVocabulary
+from apps import train_corpus_questions as corpus
 from apps import train_projector_words as words
 from decoders import numbers_en
 from duplex.errors import WeightsError
@@ -56,6 +58,25 @@ FORTUNE_FILES = (
     "travel",
     "love",
     "law",
+    "computers",
+    "cookie",
+    "definitions",
+    "drugs",
+    "ethnic",
+    "goedel",
+    "humorists",
+    "kids",
+    "magic",
+    "medicine",
+    "men-women",
+    "miscellaneous",
+    "news",
+    "pets",
+    "platitudes",
+    "riddles",
+    "songs-poems",
+    "startrek",
+    "tao",
 )
 
 RARE = 24
@@ -180,17 +201,23 @@ def in_words(number: str) -> str:
 
 
 def gather(count: int, seed: int, wordnet_folder: Path = WORDNET, fortunes_folder: Path = FORTUNES) -> list[str]:
-    """Up to `count` different sentences, half of them templates' where the others suffice."""
+    """Up to `count` different sentences, about half of them as people say them to an agent where the others suffice.
+
+    Sentences of the shipped test speech are not among them.
+    """
     rng = np.random.default_rng(seed)
+    tested = corpus.shipped()
 
     def some(source: Iterable[str], most: int) -> list[str]:
-        clean = list(dict.fromkeys(t for t in map(tidy, source) if t is not None))
+        clean = list(dict.fromkeys(t for t in map(tidy, source) if t is not None and corpus.plain(t) not in tested))
         return [clean[i] for i in rng.permutation(len(clean))[:most]]
 
     quotes = some(fortunes(fortunes_folder), count // 8)
     examples = some(wordnet(wordnet_folder), count // 2 - len(quotes))
-    said = some(templates(rng, 3 * count), count - len(quotes) - len(examples))
-    found = list(dict.fromkeys([*said, *examples, *quotes]))
+    asked = some((one.text for one in corpus.questions(count // 5, seed)), count // 5)
+    read = some(corpus.texts(count // 20, seed), count // 20)
+    said = some(templates(rng, 3 * count), count - sum(map(len, (quotes, examples, asked, read))))
+    found = list(dict.fromkeys([*said, *asked, *read, *examples, *quotes]))
     return [found[i] for i in rng.permutation(len(found))]
 
 

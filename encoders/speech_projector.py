@@ -55,9 +55,9 @@ class SpeechProjectorConfig:
     """Whisper's, from the lowest."""
     sound_layers: int = 2
     """Our own at 25 Hz, which are read as phones."""
-    word_layers: int = 3
+    word_layers: int = 4
     """Our own at 12.5 Hz, which are read as tokens."""
-    ffn: int = 768
+    ffn: int = 1024
     """Inside our own layers."""
     reach: int = 7
     """Positions that the convolution within each of our own layers sees."""

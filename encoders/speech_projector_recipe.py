@@ -34,7 +34,7 @@ class ProjectorTrainingConfig:
     hearing: float = 0.0
     """Share of the time, at first, in which only phones are learnt."""
     reading: float = 0.0
-    """Share of the time, after that, in which only tokens are learnt, from pieces."""
+    """Share of the time, after that, in which only tokens are learnt, from pieces; so does every other step after it."""
     pieces_h: float = 2.0
     """Hours of sound that are cut up for it."""
     again: int = 1
@@ -56,17 +56,17 @@ class ProjectorTrainingConfig:
 
 
 ON_A_CPU = ProjectorTrainingConfig(
-    batch_s=20.0,
+    batch_s=40.0,
     rate=1e-3,
     warm_steps=300,
     negatives=1024,
     again=4,
-    hearing=0.3,
-    reading=0.5,
-    eased=0.5,
-    masked_p=0.1,
+    hearing=0.25,
+    reading=0.45,
+    eased=0.3,
+    masked_p=0.2,
     augment=AugmentConfig(
-        speed=1.12, throat=1.07, room_p=0.3, noise_p=0.4, noise_db=(8.0, 32.0), line_p=0.08, clip_p=0.02, quietest_db=-28.0
+        speed=1.15, throat=1.1, room_p=0.35, noise_p=0.5, noise_db=(6.0, 32.0), line_p=0.1, clip_p=0.03, quietest_db=-30.0
     ),
 )
 """What two cores can do: many small steps instead of few large ones, tokens judged against drawn ones and learnt from pieces first, and

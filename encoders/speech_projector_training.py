@@ -6,7 +6,8 @@ is also asked for in a window around the place where it lies if letters take equ
 follows the clock, as does the learning rate: a run of any length ends finished.
 
 Where little sound can be heard the time is in three parts: phones alone; then tokens alone, from sentences that were put together from
-pieces of phones (`encoders.speech_pieces`), several times as many a second; then both together.
+pieces of phones (`encoders.speech_pieces`), several times as many a second; then both together, every other step from pieces, so that what
+was read of many texts is not forgotten over the few that were spoken.
 
 Legend: B rows, n samples, F frames out, D LLM width, V tokens in use, P phones, L targets.
 """
@@ -28,6 +29,7 @@ from torch.nn import functional
 
 from duplex.audio import USER_RATE_HZ
 from duplex.errors import WeightsError
+from duplex.fast_types import fast_in_bfloat16
 from encoders.mel import HOP_SAMPLES
 from encoders.speech_augment import AugmentConfig, MelBank, mask_patches, spoil
 from encoders.speech_batches import Batches
@@ -122,13 +124,14 @@ class Training:
         ]
         self.learnt: list[Tensor] = [p for group in groups for p in group["params"]]  # type: ignore[attr-defined]
         self.average = [p.detach().clone() for p in self.learnt]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.rate, betas=(0.9, 0.98), fused=self.device.type == "cuda")
+        self.optimizer = torch.optim.AdamW(groups, lr=config.rate, betas=(0.9, 0.98), fused=True)
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
         self.pick = np.random.default_rng(config.seed)
         self.step, self.seconds, self.share = 0, 0.0, 1.0
         self.stage, self.began = "", 0
         self._imagined: Imagination | None = None
         self._memory: list[_Heard] = []
+        self._asked = 0
         self.history: list[tuple[float, ...]] = []
 
     # -- one step
@@ -154,7 +157,7 @@ class Training:
     def losses(self, spoken: Batches) -> Losses:
         """Of one batch, for what is learnt at this share of the time."""
         stage, _ = self._stage()
-        if stage == "reading":
+        if self._reads():
             return self._read_losses(self._imagination(spoken).draw(self.config.batch_s))
         one = self._heard(spoken)
         with self._cast():
@@ -169,7 +172,8 @@ class Training:
     def _heard(self, spoken: Batches) -> _Heard:
         """A batch as Whisper hears it: a new one, or one that is remembered."""
         memory, config = self._memory, self.config
-        if memory and self.step % config.again:
+        self._asked += 1
+        if memory and self._asked % config.again:
             return memory[int(self.pick.integers(len(memory)))]
         found = self._hear(spoken)
         if config.again > 1 and sum(one.sound_s for one in memory) < config.memory_h * 3600:
@@ -225,6 +229,11 @@ class Training:
             return "reading", (self.share - hearing) / reading
         return "together", (self.share - hearing - reading) / max(1 - hearing - reading, 1e-6)
 
+    def _reads(self) -> bool:
+        """Whether this step learns from pieces: all do while tokens alone are learnt, and every other one after that."""
+        stage, _ = self._stage()
+        return stage == "reading" or (stage == "together" and self.config.reading > 0 and self.step % 2 == 1)
+
     def _guided(self) -> float:
         """The guide's weight at this share of the time."""
         config = self.config
@@ -252,7 +261,7 @@ class Training:
                 yield Heard(odds[row, : 2 * int(one.frames[row])], said)
 
     def _cast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=fast_in_bfloat16(self.device))
 
     def learn(self, spoken: Batches, share: float) -> Losses:
         """One step at this share of the time."""
@@ -298,9 +307,9 @@ class Training:
             heard += found.sound_s
             if self.step % 8 == 0 or self.device.type == "cpu":  # reading a number waits for the device
                 newest = np.array([float(one.detach()) for one in (found.ctc, found.phones)])
-                stage, _ = self._stage()
-                newest[[stage == "hearing", stage == "reading"]] = np.nan  # not learnt now
-                smooth = np.where(np.isfinite(smooth) & np.isfinite(newest), 0.8 * smooth + 0.2 * newest, newest)
+                newest[newest == 0] = np.nan  # not learnt now
+                if self._stage()[0] != "together" or np.isfinite(newest).all():
+                    smooth = np.where(np.isfinite(smooth) & np.isfinite(newest), 0.8 * smooth + 0.2 * newest, newest)
             now = time.monotonic()
             self.seconds = now - began
             if now - told > 5 or self.seconds >= self.config.seconds:

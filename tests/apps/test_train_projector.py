@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from apps import cli, train_projector, train_projector_speech, train_projector_texts
+from apps.train_corpus_questions import questions
 from apps.train_projector_speech import HELD_EVERY, MADE, PROGRAMS, PROMPT_SHARE, PROMPTS, SpeechConfig, keep_prompts, speak
 from apps.train_projector_speech import gather as gather_speech
 from apps.train_projector_texts import Speller, fortunes, gather, load, sounds, templates, tidy, wordnet
@@ -113,6 +114,9 @@ def test_dictionaries_and_fortunes_are_read_where_they_are(tmp_path: Path) -> No
     assert [one for one in fortunes(tmp_path) if one] == ["He who knows does not speak.", "He is silent.", "Two is enough!"]
     assert list(wordnet(tmp_path / "none")) == [] == list(fortunes(tmp_path / "none"))
     found = gather(60, 0, tmp_path, tmp_path)
+    asked = {tidy(one.text) for one in questions(12, 0)}
+    assert len(asked & set(found)) >= 10  # and what the voice's corpus is asked
+    assert not {"What is the capital of Italy?", "Stop, please."} & set(gather(30_000, 0, tmp_path, tmp_path))  # the bench's
     assert len(found) == 60 and "Draw air into the lungs." in found and len(set(found)) == 60
 
 

@@ -55,7 +55,7 @@ def test_it_learns_and_leaves_whispers_layers_alone(whisper, spoken):
     lower = run.net.encoder[0].query.weight.clone()
     ours = run.net.sounds[0].query.weight.clone()
     first = [run.learn(spoken, 0.0).ctc.item() for _ in range(5)]
-    last = [run.learn(spoken, 0.1).ctc.item() for _ in range(130)][-10:]
+    last = [run.learn(spoken, 0.1).ctc.item() for _ in range(160)][-10:]
     assert np.mean(last) < 1.1 < 0.6 * np.mean(first)  # the better of two tokens that are known only to differ is worth 1.24 nats
     assert torch.equal(run.net.encoder[0].query.weight, lower)
     assert not torch.equal(run.net.sounds[0].query.weight, ours)
@@ -151,7 +151,9 @@ def test_the_time_is_in_three_parts(whisper, spoken):
     parts, found = learnt_at(0.31)
     assert parts == reader and found.ctc > 0 and found.guide > 0 and not found.phones
     assert run.optimizer.param_groups[0]["lr"] > low  # each part begins anew
-    parts, found = learnt_at(0.7)
+    found = [learnt_at(0.7) for _ in range(2)]  # by turns from pieces and from sound
+    (read, of_read), (parts, found) = sorted(found, key=lambda one: len(one[0]))
+    assert read == reader and of_read.ctc > 0 and not of_read.phones
     assert parts == ears | reader | {"more"} and found.ctc > 0 and found.phones > 0 and not found.guide
 
 
