@@ -1,7 +1,8 @@
 """`duologue bench ears`: how well and how fast speech reaches the LLM, through the transcript (bridge) and through the projector.
 
 Both hear the same sound as a session gives it to them: 20 ms at a time, asked for the words as often as it asks, and once more when the
-speech is over. What counts as time is that last question. Words are compared after Whisper's own English normalisation.
+speech is over. What counts as time is that last question. Beside them stands Whisper as it is published, which hears everything when it
+is over. Words are compared after Whisper's own English normalisation.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from duplex.errors import ConfigError, InputError
 from duplex.metrics import Spread
 from duplex.resample import resample
 from encoders.ears import Ears, Transcript
+from encoders.mel import MELS, POWER_FLOOR, Mel
+from encoders.whisper_ears import WhisperEars
 
 AFTER_S = 0.24
 """Silence after the speech at which the words are asked for."""
@@ -81,6 +84,7 @@ def run_ears(profile: Profile, parts: Parts, args: argparse.Namespace) -> Iterat
     if args.limit:
         said = [one for group in groups for one in [s for s in said if s.group == group][: args.limit]]
     kinds = both(profile, parts)
+    all_kinds = {**kinds, "whisper": _published()}
     levels: list[float | None] = [None, *(float(db) for db in args.noise.split(",") if db.strip())]
     if not installed():
         yield "No recorded prompts: apt install asterisk-core-sounds-en asterisk-core-sounds-en-g722 ffmpeg."
@@ -92,7 +96,7 @@ def run_ears(profile: Profile, parts: Parts, args: argparse.Namespace) -> Iterat
         for db in levels:
             some = of_group if db is None else of_group[: args.noisy]
             yield f"{group}, {'as recorded' if db is None else f'noise at {db:g} dB'}, n={len(some)}:"
-            for name, ears in kinds.items():
+            for name, ears in all_kinds.items():
                 found = listen(ears, [one if db is None else _noisy(one, db) for one in some])
                 yield f"  {name:<10} {_figures(found)}"
                 if args.errors and db is None:
@@ -108,7 +112,6 @@ def both(profile: Profile, parts: Parts) -> dict[str, Ears]:
     """
     from agent.chat import Chat
     from encoders.projector_ears import WEIGHTS, ProjectorEars
-    from encoders.whisper_ears import WhisperEars
 
     if profile.encoder != "whisper" or not profile.weights or not isinstance(parts.thinker, Chat):
         raise ConfigError("bench ears compares the two inputs of the profile edge; take that one.")
@@ -118,6 +121,24 @@ def both(profile: Profile, parts: Parts) -> dict[str, Ears]:
     if WEIGHTS.is_file():
         found["projector"] = ProjectorEars.load(where["whisper-tiny-en"], chat.thinker.embed, chat.decode)
     return found
+
+
+class Published(WhisperEars):
+    """Whisper as it is published: all of the sound at once when it is over, filled up to 30 s."""
+
+    @property
+    def interim_s(self) -> float:
+        return 3600.0  # never asked before the end
+
+    def _ended(self, frames: Mel) -> Mel:
+        filled = np.full((self.model.max_frames, MELS), np.log10(POWER_FLOOR), np.float32)
+        filled[: len(frames)] = frames
+        return filled
+
+
+def _published() -> Ears:
+    where = weights.locate("edge")
+    return Published.load(where["whisper-tiny-en"], where["whisper-vocab"], int8=False)
 
 
 def _shipped() -> list[Said]:

@@ -15,17 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from duplex.audio import Samples
 from duplex.checkpoint import read_tensors
 from duplex.english import LISTENING_OPENERS
 from duplex.errors import WeightsError
+from duplex.fast_types import fast_in_bfloat16
 from encoders import mel, speech_projector
 from encoders.ears import HeardVectors, Transcript
 from encoders.mel import HOP_SAMPLES, MELS, POWER_FLOOR, Mel, MelState
 from encoders.recent_frames import FRAME_RATE_HZ, MOST_KEPT_S, RecentFrames, blocks
 from encoders.speech_projector import ProjectorState, SpeechProjector, SpeechProjectorConfig, TokenHead, collapse
+from encoders.speech_projector_layers import Lookback
 
 WEIGHTS = Path(__file__).parent / "weights" / "projector.safetensors"
 """The shipped weights; the model card lies beside them."""
@@ -120,6 +122,7 @@ class ProjectorEars:
         """pieces: [V] the text of each token in use."""
         self.net, self.head, self.pieces = net.requires_grad_(False).eval(), head.requires_grad_(False).eval(), pieces
         self.config = config or ProjectorEarsConfig()
+        self._light = False
         self._openers = torch.tensor(
             [i for i, piece in enumerate(pieces) if piece.strip().lower() in LISTENING_OPENERS], dtype=torch.long
         )
@@ -144,7 +147,10 @@ class ProjectorEars:
         if head.table.shape[1] != net.config.llm_width:
             raise WeightsError(f"{weights} was taught for an LLM of width {net.config.llm_width}, not {head.table.shape[1]}.")
         head.load_state_dict(rest)
-        return cls(net, head, [decode([token]) for token in ids], config)
+        ears = cls(net, head, [decode([token]) for token in ids], config)
+        if fast_in_bfloat16(net.out.weight.device):
+            ears.compute_in_bfloat16()
+        return ears
 
     @classmethod
     def tiny(
@@ -163,6 +169,14 @@ class ProjectorEars:
             net, head = SpeechProjector(sizes), TokenHead(table)
             net.out.weight.data.mul_(6.0)  # the sound should matter
         return cls(net, head, [decode([token]) for token in ids], config)
+
+    def compute_in_bfloat16(self) -> None:
+        """Compute products in bfloat16, as the weights were taught; norms and sums stay in float32."""
+        self._light = True
+        self.head.table = self.head.table.bfloat16()
+        for part in self.net.modules():
+            if isinstance(part, (nn.Linear, nn.Conv1d, Lookback)):
+                part.weight.data = part.weight.data.bfloat16()
 
     @property
     def interim_s(self) -> float:
@@ -194,19 +208,18 @@ class ProjectorEars:
 
     @torch.inference_mode()
     def transcribe(self, window: ProjectorWindow) -> ProjectorTranscript:
-        """The transcript of a snapshot: one pass over what is new, whole chunks for good and the rest with silence behind it."""
+        """The transcript of a snapshot: one pass over what is new, its whole chunks for good and the rest with silence behind it."""
         size = self.net.config.mel_frames
         taken = window.taken or Taken(window.at, self.net.open())
         if taken.at < window.at:  # sound was lost: go on after it
             taken = replace(taken, at=window.at, last=0)
-        whole = len(window.frames) // size * size
-        taken = self._take(taken, window.frames[:whole])
-        rest = window.frames[whole:]
-        silence = -(-(len(rest) + round(self.config.end_silence_s * FRAME_RATE_HZ)) // size) * size - len(rest)
-        ended = taken
-        if len(rest) or taken.stream.chunks:
-            quiet = np.full((silence, MELS), np.log10(POWER_FLOOR), np.float32)
-            ended = self._take(taken, np.concatenate((rest, quiet)))
+        ended, known = taken, len(window.frames)
+        if known or taken.stream.chunks:
+            whole = known // size
+            total = -(-(known + round(self.config.end_silence_s * FRAME_RATE_HZ)) // size) * size
+            frames = np.full((total, MELS), np.log10(POWER_FLOOR), np.float32)
+            frames[:known] = window.frames
+            taken, ended = self._take(taken, frames, whole)
         said = ended.said
         text = "".join(piece for _, piece, _ in said).strip()
         vectors = (
@@ -222,21 +235,23 @@ class ProjectorEars:
             return
         state.settled, state.taken = window.end, transcript.taken
 
-    def _take(self, taken: Taken, frames: Mel) -> Taken:
-        """Take in whole chunks [t, 80]."""
-        if not len(frames):
-            return taken
-        out = self.net.config.out_frames
-        vectors, _, stream = self.net(torch.from_numpy(frames)[None], taken.stream)
-        scores = self.head(vectors)[0]
-        for place in range(0, len(scores), out):
-            taken = self._read(taken, scores[place : place + out], vectors[0, place : place + out])
-        return replace(taken, at=taken.at + len(frames), stream=stream)
+    def _take(self, taken: Taken, frames: Mel, whole: int) -> tuple[Taken, Taken]:
+        """Take in chunks [t, 80] -> what is made of so many of them, and of all."""
+        out, size = self.net.config.out_frames, self.net.config.mel_frames
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._light):
+            vectors, _, stream = self.net(torch.from_numpy(frames)[None], taken.stream, whole)
+            scores = self.head(vectors)[0]
+        settled = ended = taken
+        for chunk, place in enumerate(range(0, len(scores), out)):
+            ended = self._read(ended, scores[place : place + out], vectors[0, place : place + out])
+            if chunk + 1 == whole:
+                settled = replace(ended, at=taken.at + whole * size, stream=stream)
+        return settled, ended
 
     def _read(self, taken: Taken, scores: Tensor, vectors: Tensor) -> Taken:
         """One chunk's frames out."""
         tokens, frames, last = collapse(scores, taken.last)
-        made = self.head.embeddings(torch.lerp(vectors[frames].float(), self.head.table[tokens], self.config.snap))
+        made = self.head.embeddings(torch.lerp(vectors[frames].float(), self.head.table[tokens].float(), self.config.snap))
         new = tuple((-next(_keys), self.pieces[token], vector) for token, vector in zip(tokens, made, strict=True))
         listening = taken.listening
         if new and not taken.said and len(self._openers):

@@ -142,29 +142,41 @@ class SpeechProjector(nn.Module):
         near = torch.zeros(batch, (1 + c.before) * c.chunk, c.width, device=where.device)
         return ProjectorState(0, peak, stem, near)
 
-    def forward(self, mel: Tensor, state: ProjectorState) -> tuple[Tensor, Tensor, ProjectorState]:
+    def forward(self, mel: Tensor, state: ProjectorState, settled: int | None = None) -> tuple[Tensor, Tensor, ProjectorState]:
         """[B, M, 80] log10 mel power, whole chunks -> [B, F, D] vectors (unit: the embeddings' size), [B, S, 1 + P] phone scores, state.
 
-        What comes out is that of the sound one chunk earlier.
+        What comes out is that of the sound one chunk earlier. settled: after how many of the chunks the state shall be, where the rest may
+        turn out to be something else; None for all of them.
         """
-        x, state = self.whisper(mel, state)
-        return self.own(x, state)
+        count = mel.shape[1] // self.config.mel_frames
+        drop = 0 if settled is None else count - settled
+        x, after = self.whisper(mel, state, drop)
+        sounds, phones, after = self.hear(x, after, drop)
+        vectors, after = self.word(phones, sounds, after, drop)
+        return vectors, phones, after if drop < count else state
 
-    def whisper(self, mel: Tensor, state: ProjectorState) -> tuple[Tensor, ProjectorState]:
-        """[B, M, 80] log10 mel power -> [B, T, W], Whisper's part, one chunk late, and the state with that part brought up to date."""
+    def whisper(self, mel: Tensor, state: ProjectorState, drop: int = 0) -> tuple[Tensor, ProjectorState]:
+        """[B, M, 80] log10 mel power -> [B, T, W], Whisper's part, one chunk late, and the state with that part brought up to date.
+
+        drop: the newest chunks, of which the state shall not know.
+        """
         c = self.config
         if mel.shape[1] % c.mel_frames or not mel.shape[1]:
             raise ValueError(f"a step takes whole chunks of {c.mel_frames} mel frames, not {mel.shape[1]}")
         count, wide = mel.shape[1] // c.mel_frames, (c.before + 2) * c.chunk
-        levelled, peak = level(mel, state.peak, c.mel_frames)
+        levelled, peaks = level(mel, state.peak, c.mel_frames)
         framed = torch.cat((state.stem, levelled), 1)
         x = functional.gelu(self.conv1(framed.transpose(1, 2)))
         x = functional.gelu(self.conv2(x)).transpose(1, 2)  # [B, T, W]
         x = torch.cat((state.near, x), 1)
         windows = x.unfold(1, wide, c.chunk).transpose(2, 3)  # [B, C, N, W]
         y = self._windows(windows.flatten(0, 1), state.chunks, len(mel))
+        stem, near = framed.shape[1] - drop * c.mel_frames, x.shape[1] - drop * c.chunk
         return y.view(len(mel), count * c.chunk, c.width), replace(
-            state, peak=peak, stem=framed[:, -STEM_LEFT:], near=x[:, -len(state.near[0]) :]
+            state,
+            peak=peaks[:, count - drop],
+            stem=framed[:, stem - STEM_LEFT : stem],
+            near=x[:, near - state.near.shape[1] : near],
         )
 
     def _windows(self, x: Tensor, chunks: int, batch: int) -> Tensor:
@@ -179,32 +191,26 @@ class SpeechProjector(nn.Module):
         x = x + self.positions[places.clamp(min=0).to(x.device)].repeat(batch, 1, 1)
         own = slice(wide - 2 * c.chunk, wide - c.chunk)
         for index, layer in enumerate(self.encoder):
-            x, _ = layer(x, None, mask, 0, 0, own if index == len(self.encoder) - 1 else None)
+            x, _ = layer(x, None, mask, 0, 0, only=own if index == len(self.encoder) - 1 else None)
         return x
 
-    def own(self, x: Tensor, state: ProjectorState) -> tuple[Tensor, Tensor, ProjectorState]:
-        """What `whisper` gave -> the rest of `forward`."""
-        sounds, phones, state = self.hear(x, state)
-        vectors, state = self.word(phones, sounds, state)
-        return vectors, phones, state
-
-    def hear(self, x: Tensor, state: ProjectorState) -> tuple[Tensor, Tensor, ProjectorState]:
+    def hear(self, x: Tensor, state: ProjectorState, drop: int = 0) -> tuple[Tensor, Tensor, ProjectorState]:
         """What `whisper` gave -> [B, S, W] our states of the sound, [B, S, 1 + P] phone scores, and the state for `word`."""
         c = self.config
-        through = _Through(state, c, x.shape[1] // c.chunk, 0, 0)
+        through = _Through(state, c, x.shape[1] // c.chunk, drop, 0, 0)
         sounds = through.layers(self.sounds, through.look(self.to_sounds, self.encoder_norm(x)))
         return sounds, self.phone(self.phone_norm(sounds)), through.state()
 
-    def word(self, phones: Tensor, sounds: Tensor | None, state: ProjectorState) -> tuple[Tensor, ProjectorState]:
+    def word(self, phones: Tensor, sounds: Tensor | None, state: ProjectorState, drop: int = 0) -> tuple[Tensor, ProjectorState]:
         """What `hear` gave -> [B, F, D] vectors, and the state after the step. sounds: None where there are phones alone."""
         c = self.config
         count = phones.shape[1] * 2 // c.chunk
-        through = _Through(state, c, count, 1 + len(self.sounds), c.sound_layers)
+        through = _Through(state, c, count, drop, 1 + len(self.sounds), c.sound_layers)
         x = self.told((0.5 * phones.log_softmax(2)).exp())  # roots: what is unlikely counts too
         if sounds is not None:
             x = x + self.more(sounds)
         y = through.layers(self.words, through.look(self.to_words, x))
-        return self.out(self.norm(y)), replace(through.state(), chunks=state.chunks + count)
+        return self.out(self.norm(y)), replace(through.state(), chunks=state.chunks + count - drop)
 
     def own_parameters(self) -> dict[str, Tensor]:
         """What is trained here and ships: everything but Whisper's."""
@@ -214,16 +220,18 @@ class SpeechProjector(nn.Module):
 class _Through:
     """A step through our own layers: takes what the stream remembers, place by place, and keeps what it will remember."""
 
-    def __init__(self, state: ProjectorState, config: SpeechProjectorConfig, count: int, tail: int, layer: int) -> None:
-        """count: chunks in the step. tail, layer: the first convolution and the first attention that come."""
+    def __init__(self, state: ProjectorState, config: SpeechProjectorConfig, count: int, drop: int, tail: int, layer: int) -> None:
+        """count, drop: chunks in the step, and the newest of them, which are not remembered. tail, layer: the first convolution and the
+        first attention that come.
+        """
         c = config
-        self._state, self._config, self._count, self._tail, self._layer = state, config, count, tail, layer
+        self._state, self._config, self._count, self._drop, self._tail, self._layer = state, config, count, drop, tail, layer
         self._tails: list[Tensor | None] = list(state.tails) or [None] * (2 + c.sound_layers + c.word_layers)
         self._past = list(state.past) or [None] * (c.sound_layers + c.word_layers)
 
     def look(self, back: Lookback, x: Tensor) -> Tensor:
         """Through a convolution."""
-        made, self._tails[self._tail] = back(x, self._tails[self._tail])
+        made, self._tails[self._tail] = back(x, self._tails[self._tail], x.shape[1] // self._count * self._drop)
         self._tail += 1
         return made
 
@@ -234,7 +242,9 @@ class _Through:
         for layer in layers:
             assert isinstance(layer, OwnLayer)
             y = y + self.look(layer.near, layer.near_norm(y))
-            y, self._past[self._layer] = layer(y, self._past[self._layer], mask, state.chunks * size, left * size)
+            y, self._past[self._layer] = layer(
+                y, self._past[self._layer], mask, state.chunks * size, left * size, self._drop * size
+            )
             self._layer += 1
         return y
 
@@ -273,14 +283,14 @@ class TokenHead(nn.Module):
 
 
 def level(mel: Tensor, peak: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """`encoders.mel.level` as a stream: [B, M, 80], loudest so far [B] -> levelled by the loudest up to each chunk's end, and that.
+    """`encoders.mel.level` as a stream: [B, M, 80], loudest so far [B] -> levelled by the loudest up to each chunk's end.
 
-    chunk: mel frames in a chunk.
+    Also [B, 1 + C]: the loudest so far, and up to each chunk's end. chunk: mel frames in a chunk.
     """
     loud = mel.unflatten(1, (-1, chunk)).amax((2, 3)).clamp(min=QUIET)  # [B, C]
-    peaks = torch.cummax(torch.cat((peak[:, None], loud), 1), 1).values[:, 1:]
-    each = peaks.repeat_interleave(chunk, 1)[:, :, None]
-    return (torch.maximum(mel, each - 8.0) + (PEAK + 4.0 - each)) / 4.0, peaks[:, -1]
+    peaks = torch.cummax(torch.cat((peak[:, None], loud), 1), 1).values
+    each = peaks[:, 1:].repeat_interleave(chunk, 1)[:, :, None]
+    return (torch.maximum(mel, each - 8.0) + (PEAK + 4.0 - each)) / 4.0, peaks
 
 
 def sinusoids(length: int, width: int) -> Tensor:

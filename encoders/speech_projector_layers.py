@@ -22,8 +22,8 @@ class Lookback(nn.Module):
         self.weight = nn.Parameter(torch.zeros(size, width) if each else torch.randn(size * width, width) * (size * width) ** -0.5)
         self.bias = nn.Parameter(torch.zeros(width))
 
-    def forward(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor]:
-        """[B, T, W], the tail of the step before (None at the start) -> [B, T / stride, W], the new tail."""
+    def forward(self, x: Tensor, tail: Tensor | None, drop: int = 0) -> tuple[Tensor, Tensor]:
+        """[B, T, W], the tail of the step before (None at the start) -> [B, T / stride, W], the tail without the newest `drop` of x."""
         before = x.new_zeros(len(x), self.tail, x.shape[2]) if tail is None else tail
         seen = torch.cat((before, x), 1)
         if self.each:
@@ -32,7 +32,8 @@ class Lookback(nn.Module):
             size = self.tail + self.stride
             windows = seen.unfold(1, size, self.stride).transpose(2, 3).flatten(2)  # [B, T / stride, size W]
             made = windows @ self.weight + self.bias
-        return made, seen[:, seen.shape[1] - self.tail :]
+        end = seen.shape[1] - drop
+        return made, seen[:, end - self.tail : end]
 
 
 class Layer(nn.Module):
@@ -51,11 +52,12 @@ class Layer(nn.Module):
         self.mlp_out = nn.Linear(ffn, width)
 
     def forward(
-        self, x: Tensor, past: KeysValues | None, mask: Tensor | None, at: int, keep: int, only: slice | None = None
+        self, x: Tensor, past: KeysValues | None, mask: Tensor | None, at: int, keep: int, drop: int = 0, only: slice | None = None
     ) -> tuple[Tensor, KeysValues]:
         """[B, T, W], what came before, mask [T, past + T] bool, position of the first -> [B, T, W], the newest `keep` keys and values.
 
-        only: the positions that are asked for, where not all are; the mask has rows for these.
+        drop: the newest positions, whose keys and values are not kept. only: the positions that are asked for, where not all are; the
+        mask has rows for these.
         """
         y = self.attn_norm(x)
         x, asked = (x, y) if only is None else (x[:, only], y[:, only])
@@ -67,7 +69,8 @@ class Layer(nn.Module):
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
         x = x + self.mlp_out(functional.gelu(self.mlp_in(self.mlp_norm(x))))
-        return x, (k[:, :, -keep:], v[:, :, -keep:])
+        end = k.shape[2] - drop
+        return x, (k[:, :, max(end - keep, 0) : end], v[:, :, max(end - keep, 0) : end])
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from apps import bench_ears
-from apps.bench_ears import Said, hear, read_speech
+from apps.bench_ears import Published, Said, hear, read_speech
 from duplex.errors import InputError
 from encoders.projector_ears import ProjectorEars
 from tests.encoders.babble import babble
@@ -36,6 +36,15 @@ def test_noise_has_the_level_that_is_said() -> None:
         noise = bench_ears._noisy(Said("a", "b", speech), db).samples - speech
         loud = (speech[speech != 0] ** 2).mean()
         assert 10 * np.log10(loud / (noise**2).mean()) == pytest.approx(db, abs=1.0)
+
+
+def test_whisper_as_it_is_published_hears_once_and_thirty_seconds() -> None:
+    ears = Published.tiny(3)
+    heard = []
+    encode = ears.model.encode
+    ears.model.encode = lambda frames: (heard.append(len(frames)), encode(frames))[1]  # type: ignore[method-assign, assignment]
+    _, after, before = hear(ears, babble(4))
+    assert heard == [ears.model.max_frames] and before == 0 < after
 
 
 def test_it_hears_as_a_session_hears() -> None:

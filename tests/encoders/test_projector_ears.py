@@ -122,3 +122,14 @@ def test_vectors_can_be_moved_to_the_embeddings():
 def test_wrong_settings_say_what_to_change(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ProjectorEarsConfig(**wrong)
+
+
+def test_in_bfloat16_it_hears_nearly_the_same():
+    exact, light = (ProjectorEars.tiny(embed, decode, 3) for _ in range(2))
+    light.compute_in_bfloat16()
+    assert light.net.out.weight.dtype == light.head.table.dtype == torch.bfloat16
+    one, other = (ears.transcribe(ears.window(listened(ears, babble(4, 4), 9600))) for ears in (exact, light))
+    assert one.speech.vectors.dtype == other.speech.vectors.dtype == np.float32
+    assert one.text[:4] == other.text[:4] != ""
+    first, near = one.speech.vectors[:4], other.speech.vectors[:4]
+    assert 0 < np.abs(first - near).max() < 0.05 * np.abs(first).max()

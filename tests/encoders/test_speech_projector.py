@@ -58,6 +58,20 @@ def test_a_stream_gives_what_one_long_step_gives(net, sound, sizes):
     assert whole.shape == (2, 7 * SMALL.out_frames, 24) and phones.shape == (2, 7 * SMALL.chunk // 2, 49)
 
 
+@pytest.mark.parametrize("settled", [0, 1, 2, 5, 7])
+def test_a_step_may_leave_its_newest_chunks_open(net, sound, settled):
+    _, _, state = net(sound[:, : 2 * CHUNK], net.open(2))
+    tried, _, after = net(sound[:, : 7 * CHUNK].flip(1), state, settled)
+    if settled:
+        wanted, _, alike = net(sound[:, : 7 * CHUNK].flip(1)[:, : settled * CHUNK], state)
+        assert torch.allclose(tried[:, : settled * SMALL.out_frames], wanted, atol=1e-4)
+    else:
+        alike = state
+    assert after.chunks == alike.chunks == 2 + settled
+    one, other = (net(sound[:, : 3 * CHUNK], from_here)[0] for from_here in (after, alike))
+    assert torch.allclose(one, other, atol=1e-4)
+
+
 def test_the_future_changes_nothing_and_the_near_past_does(net, sound):
     before, _, _ = net(sound, net.open(2))
     later = sound.clone()
@@ -71,8 +85,8 @@ def test_the_future_changes_nothing_and_the_near_past_does(net, sound):
 def test_a_stream_is_levelled_by_what_was_loudest_so_far(sound):
     whole, peak = level(sound, torch.full((2,), mel.QUIET), CHUNK)
     first, half = level(sound[:, : 3 * CHUNK], torch.full((2,), mel.QUIET), CHUNK)
-    second, end = level(sound[:, 3 * CHUNK :], half, CHUNK)
-    assert torch.equal(torch.cat((first, second), 1), whole) and torch.equal(end, peak)
+    second, end = level(sound[:, 3 * CHUNK :], half[:, -1], CHUNK)
+    assert torch.equal(torch.cat((first, second), 1), whole) and torch.equal(torch.cat((half, end[:, 1:]), 1), peak)
     assert torch.allclose(whole[0, -CHUNK:], torch.from_numpy(mel.level(sound[0].numpy()))[-CHUNK:], atol=1e-5)
 
 
