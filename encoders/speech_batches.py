@@ -51,17 +51,29 @@ class Spoken:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """What one step learns from, before anything is done to the sound."""
+class Written:
+    """What the rows of a batch say, in tokens, and where."""
 
-    sound: Tensor
-    """[B, n]"""
     frames: NDArray[np.int64]
     """[B] frames out that count."""
     targets: list[NDArray[np.int64]]
     """[B] tokens in use."""
     places: list[NDArray[np.float64]]
     """[B] the frame near which each may end; empty for no guide."""
+
+    def later(self, frames: int) -> Written:
+        """The same, so many frames later."""
+        return Written(self.frames + frames, self.targets, [one + frames for one in self.places])
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step learns from, before anything is done to the sound."""
+
+    sound: Tensor
+    """[B, n]"""
+    written: Written
+    """What it says."""
     phones: list[NDArray[np.int64]]
     """[B] sounds, an empty one where they are not known; empty for no phones at all."""
 
@@ -95,7 +107,7 @@ class Batches:
         places = [self._places(layout, row) for row in range(rows)] if spoken.shares else []
         phones = [self._phones(a, b) for a, b in zip(first, second, strict=True)] if spoken.phones else []
         frames = np.ceil(layout.counted / SAMPLES_PER_FRAME).astype(np.int64)
-        return Batch(lay(spoken.bank, layout), frames, targets, places, phones)
+        return Batch(lay(spoken.bank, layout), Written(frames, targets, places), phones)
 
     def _pool(self, held: bool) -> NDArray[np.int64]:
         """Recordings by length."""

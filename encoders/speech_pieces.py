@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from duplex.errors import InputError
-from encoders.speech_batches import Spoken, neighbours
+from encoders.speech_batches import Spoken, Written, neighbours
 
 KINDS = 4
 """How many kinds of recordings there are, by how well they were heard."""
@@ -46,12 +46,8 @@ class Imagined:
 
     odds: Tensor
     """[B, S, 1 + P] logarithms, blank first."""
-    frames: NDArray[np.int64]
-    """[B] frames out that count; each is two sounds."""
-    targets: list[NDArray[np.int64]]
-    """[B] tokens in use."""
-    places: list[NDArray[np.float64]]
-    """[B] the frame near which each may end; empty for no guide."""
+    written: Written
+    """What they say; a frame is two sounds."""
 
 
 class Pieces:
@@ -155,7 +151,7 @@ class Imagination:
         for row, one in enumerate(made):
             flat[row, : len(one)] = one
         frames = np.array([-(-len(one) // 2) for one in made], np.int64)
-        return Imagined(torch.from_numpy(flat), frames, targets, places if self.spoken.shares else [])
+        return Imagined(torch.from_numpy(flat), Written(frames, targets, places if self.spoken.shares else []))
 
     def _row(self, texts: list[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]:
         """Scores, the frames near which the tokens end, and the tokens."""

@@ -32,7 +32,7 @@ from duplex.errors import WeightsError
 from duplex.fast_types import fast_in_bfloat16
 from encoders.mel import HOP_SAMPLES
 from encoders.speech_augment import AugmentConfig, MelBank, mask_patches, spoil
-from encoders.speech_batches import Batches
+from encoders.speech_batches import Batches, Written
 from encoders.speech_pieces import Heard, Imagination, Imagined, Pieces
 from encoders.speech_projector import (
     OUT_RATE_HZ,
@@ -85,12 +85,9 @@ class _Heard:
 
     states: Tensor
     """[B, T, W] half, one chunk late."""
-    frames: Tensor
-    """[B] frames out that count."""
-    targets: list[NDArray[np.int64]]
-    places: list[NDArray[np.float64]]
+    written: Written
     phones: list[NDArray[np.int64]]
-    """As in `Batch`."""
+    """As in `Batch`, one chunk later."""
     sound_s: float
     """Sound in it."""
 
@@ -163,11 +160,11 @@ class Training:
         with self._cast():
             sounds, phones, state = self.net.hear(one.states.float(), self.net.open(len(one.states)))
             vectors = self.net.word(phones, sounds, state)[0] if stage == "together" else None
-        heard = ctc_per_label(phones.float().log_softmax(2), 2 * one.frames, one.phones)
+        heard = ctc_per_label(phones.float().log_softmax(2), 2 * torch.from_numpy(one.written.frames), one.phones)
         if vectors is None:
             none = heard.new_zeros(())
             return Losses(none, none, none, heard, one.sound_s)
-        return Losses(*self._token_losses(vectors, one.frames, one.targets, one.places), heard, one.sound_s)
+        return Losses(*self._token_losses(vectors, one.written), heard, one.sound_s)
 
     def _heard(self, spoken: Batches) -> _Heard:
         """A batch as Whisper hears it: a new one, or one that is remembered."""
@@ -190,8 +187,7 @@ class Training:
         with self._cast():
             mel = self._mel(late_by(batch.sound, self.net.config), augment)
             states, _ = self.net.whisper(mel, self.net.open(len(mel)))
-        frames, places = torch.from_numpy(batch.frames) + late, [one + late for one in batch.places]
-        return _Heard(states.half(), frames, batch.targets, places, batch.phones, batch.sound.numel() / USER_RATE_HZ)
+        return _Heard(states.half(), batch.written.later(late), batch.phones, batch.sound.numel() / USER_RATE_HZ)
 
     @torch.no_grad()
     def _mel(self, sound: Tensor, augment: AugmentConfig) -> Tensor:
@@ -205,19 +201,19 @@ class Training:
         odds = batch.odds.to(self.device)
         with self._cast():
             vectors, _ = self.net.word(odds, None, self.net.open(len(odds)))
-        found = self._token_losses(vectors, torch.from_numpy(batch.frames), batch.targets, batch.places)
-        return Losses(*found, odds.new_zeros(()), odds.shape[0] * odds.shape[1] / SOUNDS_HZ)
+        return Losses(*self._token_losses(vectors, batch.written), odds.new_zeros(()), odds.shape[0] * odds.shape[1] / SOUNDS_HZ)
 
-    def _token_losses(
-        self, vectors: Tensor, frames_on: Tensor, targets: list[NDArray[np.int64]], places: list[NDArray[np.float64]]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, F, D] vectors, [B] frames that count -> CTC per token, pull and guide."""
-        chosen, targets, odds_of_chosen = choose(targets, len(self.head.table), self.config.negatives, self.pick, self.device)
+    def _token_losses(self, vectors: Tensor, written: Written) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, F, D] vectors -> CTC per token, pull and guide."""
+        frames_on = torch.from_numpy(written.frames)
+        chosen, targets, odds_of_chosen = choose(
+            written.targets, len(self.head.table), self.config.negatives, self.pick, self.device
+        )
         with self._cast():
             scores = self.head(vectors, chosen) + odds_of_chosen
         odds = scores.float().log_softmax(2)  # [B, F, 1 + V]
         pulled = pull(vectors, odds, frames_on, self.head.table, chosen)
-        asked = guide(places, targets, odds) if self._guided() else odds.new_zeros(())
+        asked = guide(written.places, targets, odds) if self._guided() else odds.new_zeros(())
         return ctc_per_label(odds, frames_on, targets), pulled, asked
 
     def _stage(self) -> tuple[str, float]:
@@ -258,7 +254,7 @@ class Training:
                 _, phones, _ = self.net.hear(one.states.float(), self.net.open(len(one.states)))
             odds = phones.float().log_softmax(2).cpu().numpy()
             for row, said in enumerate(one.phones):
-                yield Heard(odds[row, : 2 * int(one.frames[row])], said)
+                yield Heard(odds[row, : 2 * int(one.written.frames[row])], said)
 
     def _cast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=fast_in_bfloat16(self.device))
@@ -365,11 +361,11 @@ class Training:
         augment = self.config.augment
         batch = spoken.draw(self.config.batch_s, 1.0 if plain else augment.speed, held=True, pairs=0.0 if plain else 0.35)
         sound = batch.sound if plain else spoil(batch.sound, augment, self.rng)
-        frames = batch.frames + self.net.config.out_frames
+        written = batch.written.later(self.net.config.out_frames)
         with self._cast():
             vectors, _, _ = self.net(self.mel(late_by(sound, self.net.config)), self.net.open(len(sound)))
             scores = self.head(vectors)
-        return [(target.tolist(), collapse(scores[row, : frames[row]])[0]) for row, target in enumerate(batch.targets)]
+        return [(target.tolist(), collapse(scores[row, : written.frames[row]])[0]) for row, target in enumerate(written.targets)]
 
 
 def late_by(sound: Tensor, sizes: SpeechProjectorConfig) -> Tensor:

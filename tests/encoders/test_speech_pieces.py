@@ -109,11 +109,11 @@ def test_batches_are_of_written_sentences_that_are_not_kept_back(pieces):
     for _ in range(40):
         batch = drawn.draw(1.0, pairs=0.5)
         assert batch.odds.shape[1] % BLOCK == 0 and batch.odds.shape[2] == PHONES + 1
-        for row, target in enumerate(batch.targets):
+        for row, target in enumerate(batch.written.targets):
             seen.add(tuple(target.tolist()))
-            count = 2 * batch.frames[row]
+            count = 2 * batch.written.frames[row]
             assert (batch.odds[row, count:].argmax(1) == 0).all()
-            assert (np.diff(batch.places[row]) > 0).all() and batch.places[row][-1] <= batch.frames[row]
+            assert (np.diff(batch.written.places[row]) > 0).all() and batch.written.places[row][-1] <= batch.written.frames[row]
             said = reading(batch.odds[row].argmax(1).tolist())
             meant = {(6, 7): [2, 3, 1], (9,): [3, 0]}
             assert said == next(
