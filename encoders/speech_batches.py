@@ -86,19 +86,22 @@ class Batches:
         self._pools: dict[bool, NDArray[np.int64]] = {}
 
     def draw(self, sound_s: float, speed: float = 1.0, *, held: bool = False, pairs: float = 0.35) -> Batch:
-        """About `sound_s` of sound. speed: the most by which it is sped up or slowed down; pairs: share of short ones with a second behind.
+        """About `sound_s` of sound.
+
+        speed: the most by which it is sped up or slowed down. pairs: share of batches of short ones with a second behind each.
 
         Raises InputError when there is nothing to draw from.
         """
         spoken, pool = self.spoken, self._pool(held)
         anchor = int(self.pick.integers(len(pool)))
         typical = spoken.lengths[pool[anchor]]
-        rows = max(min(int(sound_s * USER_RATE_HZ / (1.3 * typical + 1.8 * USER_RATE_HZ)), len(pool), 256), 1)
+        paired = typical < 5 * USER_RATE_HZ and self.pick.random() < pairs
+        lasts = 1.2 * typical * (2 if paired else 1) + 1.2 * USER_RATE_HZ
+        rows = max(min(int(sound_s * USER_RATE_HZ / lasts), len(pool), 256), 1)
         chosen = neighbours(pool, anchor, rows, self.pick)
         first, second = chosen[:rows], np.full(rows, -1)
-        if pairs and len(chosen) > rows and typical < 5 * USER_RATE_HZ:
-            paired = self.pick.random(rows) < pairs
-            second[paired] = chosen[rows:][self.pick.integers(0, len(chosen) - rows, int(paired.sum()))]
+        if paired and len(chosen) > rows:
+            second = chosen[rows:][self.pick.integers(0, len(chosen) - rows, rows)]
         targets = [
             np.concatenate([spoken.first[spoken.text[a]], spoken.next[spoken.text[b]]]) if b >= 0 else spoken.first[spoken.text[a]]
             for a, b in zip(first, second, strict=True)

@@ -131,15 +131,16 @@ class Imagination:
         self._counts = counts
 
     def draw(self, sound_s: float, pairs: float = 0.35) -> Imagined:
-        """About `sound_s` of what might have been heard. pairs: share of short ones with a second behind."""
+        """About `sound_s` of what might have been heard. pairs: share of batches of short ones with a second behind each."""
         anchor = int(self.pick.integers(len(self._pool)))
         typical = 1.0 + self._counts[self._pool[anchor]] / 12
-        rows = max(min(int(sound_s / (1.3 * typical)), len(self._pool), 256), 1)
+        paired = typical < 5 and self.pick.random() < pairs
+        rows = max(min(int(sound_s / (1.2 * typical * (2 if paired else 1))), len(self._pool), 256), 1)
         chosen = neighbours(self._pool, anchor, rows, self.pick)
         made, targets, places = [], [], []
         for row in range(min(rows, len(chosen))):
             texts = [chosen[row]]
-            if typical < 5 and len(chosen) > rows and self.pick.random() < pairs:
+            if paired and len(chosen) > rows:
                 texts.append(chosen[int(self.pick.integers(rows, len(chosen)))])
             odds, ends, target = self._row(texts)
             made.append(odds)
