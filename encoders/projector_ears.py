@@ -143,7 +143,7 @@ class ProjectorEars:
         own = read_tensors(weights)
         net, vocabulary, rest = speech_projector.restore(weights, own, read_tensors(whisper))
         ids = vocabulary.tolist()
-        head = TokenHead(embed(ids))
+        head = TokenHead(embed(ids), code=net.config.code)
         if head.table.shape[1] != net.config.llm_width:
             raise WeightsError(f"{weights} was taught for an LLM of width {net.config.llm_width}, not {head.table.shape[1]}.")
         head.load_state_dict(rest)
@@ -165,15 +165,15 @@ class ProjectorEars:
         table = embed(ids)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            sizes = SpeechProjectorConfig(32, 2, 1, 1, 1, 32, 3, table.shape[1], left=2)
-            net, head = SpeechProjector(sizes), TokenHead(table)
+            sizes = SpeechProjectorConfig(32, 2, 1, 1, 1, 32, 3, table.shape[1], 4, left=2)
+            net, head = SpeechProjector(sizes), TokenHead(table, code=sizes.code)
             net.out.weight.data.mul_(6.0)  # the sound should matter
         return cls(net, head, [decode([token]) for token in ids], config)
 
     def compute_in_bfloat16(self) -> None:
         """Compute products in bfloat16, as the weights were taught; norms and sums stay in float32."""
         self._light = True
-        self.head.table = self.head.table.bfloat16()
+        self.head.table, self.head.codes.data = self.head.table.bfloat16(), self.head.codes.data.bfloat16()
         for part in self.net.modules():
             if isinstance(part, (nn.Linear, nn.Conv1d, Lookback)):
                 part.weight.data = part.weight.data.bfloat16()
@@ -251,7 +251,7 @@ class ProjectorEars:
     def _read(self, taken: Taken, scores: Tensor, vectors: Tensor) -> Taken:
         """One chunk's frames out."""
         tokens, frames, last = collapse(scores, taken.last)
-        made = self.head.embeddings(torch.lerp(vectors[frames].float(), self.head.table[tokens].float(), self.config.snap))
+        made = self.head.embeddings(torch.lerp(self.head.meant(vectors[frames]), self.head.table[tokens].float(), self.config.snap))
         new = tuple((-next(_keys), self.pieces[token], vector) for token, vector in zip(tokens, made, strict=True))
         listening = taken.listening
         if new and not taken.said and len(self._openers):

@@ -11,13 +11,14 @@ Halfway the states are read as phones, and what was read goes on with them (self
 a few hundred steps, words from sound alone in many thousands. Between the rates, and within each layer, convolutions look a little back;
 our own attention sees its own chunk and the 3.84 s before it.
 
-The head has no output layer of its own: a frame's scores are its products with the LLM's own token embeddings (and one learnt vector for
-"nothing new", the blank), so the frames that say a token *are* nearly that token's embedding, and the LLM can read them.
+A frame's scores are its products with the LLM's own token embeddings (and one learnt vector for "nothing new", the blank), so the frames
+that say a token *are* nearly that token's embedding, and the LLM can read them. Beside these, products of a few more values with a learnt
+code of each token: embeddings say what a word means and not how it sounds, and from sound to meaning alone it is a long way to learn.
 
 One forward for both: a batch for training is "fresh state, one long step".
 
 Legend: B batch, C chunks in a step, M mel frames (32 per chunk), T positions (16 per chunk), N positions in a window, S sounds (8 per
-chunk), F frames out (4 per chunk), W width, H heads, D LLM width, V tokens in use, P phones.
+chunk), F frames out (4 per chunk), W width, H heads, D LLM width, K code width, V tokens in use, P phones.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ OUT_RATE_HZ = 12.5
 """Frames out per second."""
 SAYING = 0.3
 """Share of frames that say a token, about."""
-_FORM = 6
+CODE_WIDTH = 128
+"""Of the tokens' own codes."""
+_FORM = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class SpeechProjectorConfig:
     """Positions that the convolution within each of our own layers sees."""
     llm_width: int = 896
     """Of the LLM's embeddings."""
+    code: int = CODE_WIDTH
+    """Of the tokens' own codes."""
     chunk: int = 16
     """Encoder positions (20 ms each) that are computed together."""
     before: int = 4
@@ -130,7 +135,7 @@ class SpeechProjector(nn.Module):
         self.to_words = Lookback(c.width, 4, 2)
         self.words = nn.ModuleList([OwnLayer(c.width, c.heads, c.ffn, c.reach) for _ in range(c.word_layers)])
         self.norm = nn.LayerNorm(c.width)
-        self.out = nn.Linear(c.width, c.llm_width)
+        self.out = nn.Linear(c.width, c.llm_width + c.code)
         self.register_buffer("positions", sinusoids(1500, c.width), persistent=False)
 
     def open(self, batch: int = 1) -> ProjectorState:
@@ -143,7 +148,7 @@ class SpeechProjector(nn.Module):
         return ProjectorState(0, peak, stem, near)
 
     def forward(self, mel: Tensor, state: ProjectorState, settled: int | None = None) -> tuple[Tensor, Tensor, ProjectorState]:
-        """[B, M, 80] log10 mel power, whole chunks -> [B, F, D] vectors (unit: the embeddings' size), [B, S, 1 + P] phone scores, state.
+        """[B, M, 80] log10 mel power, whole chunks -> [B, F, D + K] vectors (unit: the table's), [B, S, 1 + P] phone scores, state.
 
         What comes out is that of the sound one chunk earlier. settled: after how many of the chunks the state shall be, where the rest may
         turn out to be something else; None for all of them.
@@ -202,7 +207,7 @@ class SpeechProjector(nn.Module):
         return sounds, self.phone(self.phone_norm(sounds)), through.state()
 
     def word(self, phones: Tensor, sounds: Tensor | None, state: ProjectorState, drop: int = 0) -> tuple[Tensor, ProjectorState]:
-        """What `hear` gave -> [B, F, D] vectors, and the state after the step. sounds: None where there are phones alone."""
+        """What `hear` gave -> [B, F, D + K] vectors, and the state after the step. sounds: None where there are phones alone."""
         c = self.config
         count = phones.shape[1] * 2 // c.chunk
         through = _Through(state, c, count, drop, 1 + len(self.sounds), c.sound_layers)
@@ -254,13 +259,13 @@ class _Through:
 
 
 class TokenHead(nn.Module):
-    """Scores of frames: their products with the LLM's embeddings of the tokens in use, a bias each, and the blank's vector."""
+    """Scores of frames: their products with the LLM's embeddings of the tokens in use and with codes of these, biases, the blank's vector."""
 
     table: Tensor
     size: Tensor
 
-    def __init__(self, table: Tensor, counts: Tensor | None = None) -> None:
-        """table: [V, D] embeddings. counts: [V] how often each is said, for biases to begin with."""
+    def __init__(self, table: Tensor, counts: Tensor | None = None, code: int = CODE_WIDTH) -> None:
+        """table: [V, D] embeddings. counts: [V] how often each is said, for biases to begin with. code: K."""
         super().__init__()
         size = table.float().pow(2).mean().sqrt().clamp(min=1e-6)
         self.register_buffer("table", table.float() / size, persistent=False)  # rows of size about 1
@@ -269,17 +274,25 @@ class TokenHead(nn.Module):
         common = torch.full((len(table),), 1 / len(table)) if counts is None else (counts + 0.5) / (counts + 0.5).sum()
         self.bias = nn.Parameter(torch.cat((torch.tensor([1 - SAYING]), SAYING * common)).log().float())
         self.blank = nn.Parameter(0.5 * torch.randn(table.shape[1]))
+        self.codes = nn.Parameter(torch.zeros(len(table), code))
 
     def forward(self, vectors: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """[..., D] as the projector gives them -> [..., 1 + V] scores, the blank first. chosen: [K] tokens to score instead of all V."""
+        """[..., D + K] as the projector gives them -> [..., 1 + V] scores, the blank first. chosen: [C] tokens to score, not all V."""
         rows = self.table if chosen is None else self.table[chosen]
+        codes = self.codes if chosen is None else self.codes[chosen]
         bias = self.bias if chosen is None else torch.cat((self.bias[:1], self.bias[1 + chosen]))
-        scores = torch.cat(((vectors @ self.blank.to(vectors.dtype))[..., None], functional.linear(vectors, rows)), -1)
-        return self.sharp.exp() * scores.float() + bias
+        meant, sounds = vectors.split((self.table.shape[1], self.codes.shape[1]), -1)
+        blank = (meant @ self.blank.to(meant.dtype))[..., None]
+        said = self.sharp.exp() * functional.linear(meant, rows).float() + functional.linear(sounds, codes).float()
+        return torch.cat((self.sharp.exp() * blank.float(), said), -1) + bias
 
-    def embeddings(self, vectors: Tensor) -> Tensor:
-        """[..., D] as the projector gives them -> at the size that the LLM's own embeddings have."""
-        return vectors.float() * self.size
+    def meant(self, vectors: Tensor) -> Tensor:
+        """[..., D + K] as the projector gives them -> [..., D], where it sees them among the rows of the table."""
+        return vectors[..., : self.table.shape[1]].float()
+
+    def embeddings(self, meant: Tensor) -> Tensor:
+        """[..., D] in the table's size -> in the one that the LLM's own embeddings have."""
+        return meant * self.size
 
 
 def level(mel: Tensor, peak: Tensor, chunk: int) -> tuple[Tensor, Tensor]:

@@ -110,7 +110,7 @@ class Training:
         self.net = SpeechProjector(net_config)
         load_whisper(self.net, whisper)
         self.net.to(self.device)
-        self.head = TokenHead(table, counts).to(self.device)
+        self.head = TokenHead(table, counts, net_config.code).to(self.device)
         self.mel = MelBank().to(self.device)
         ours = self.net.own_parameters().keys()
         for name, parameter in self.net.named_parameters():
@@ -204,7 +204,7 @@ class Training:
         return Losses(*self._token_losses(vectors, batch.written), odds.new_zeros(()), odds.shape[0] * odds.shape[1] / SOUNDS_HZ)
 
     def _token_losses(self, vectors: Tensor, written: Written) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, F, D] vectors -> CTC per token, pull and guide."""
+        """[B, F, D + K] vectors -> CTC per token, pull and guide."""
         frames_on = torch.from_numpy(written.frames)
         chosen, targets, odds_of_chosen = choose(
             written.targets, len(self.head.table), self.config.negatives, self.pick, self.device
@@ -212,7 +212,7 @@ class Training:
         with self._cast():
             scores = self.head(vectors, chosen) + odds_of_chosen
         odds = scores.float().log_softmax(2)  # [B, F, 1 + V]
-        pulled = pull(vectors, odds, frames_on, self.head.table, chosen)
+        pulled = pull(self.head.meant(vectors), odds, frames_on, self.head.table, chosen)
         asked = guide(written.places, targets, odds) if self._guided() else odds.new_zeros(())
         return ctc_per_label(odds, frames_on, targets), pulled, asked
 

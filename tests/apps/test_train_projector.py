@@ -22,7 +22,7 @@ from duplex.errors import InputError, WeightsError
 from encoders.speech_projector import SpeechProjector, SpeechProjectorConfig
 from tests.encoders.test_speech_projector import whisper_tensors
 
-SMALL = SpeechProjectorConfig(32, 2, 1, 1, 1, 48, 3, 24, left=2)
+SMALL = SpeechProjectorConfig(32, 2, 1, 1, 1, 48, 3, 24, 4, left=2)
 
 SPEAKS = f"""#!{sys.executable}
 import math, struct, sys, wave

@@ -8,7 +8,7 @@ from encoders import mel, speech_projector
 from encoders.speech_projector import SpeechProjector, SpeechProjectorConfig, TokenHead, collapse, level, load_whisper
 from tests.encoders.babble import babble
 
-SMALL = SpeechProjectorConfig(32, 2, 2, 1, 2, 48, 3, 24, before=2, left=2)
+SMALL = SpeechProjectorConfig(32, 2, 2, 1, 2, 48, 3, 24, 4, before=2, left=2)
 CHUNK = SMALL.mel_frames
 
 
@@ -55,7 +55,7 @@ def test_a_stream_gives_what_one_long_step_gives(net, sound, sizes):
         heard.append(some)
     assert torch.allclose(torch.cat(made, 1), whole, atol=1e-4)
     assert torch.allclose(torch.cat(heard, 1), phones, atol=1e-4)
-    assert whole.shape == (2, 7 * SMALL.out_frames, 24) and phones.shape == (2, 7 * SMALL.chunk // 2, 49)
+    assert whole.shape == (2, 7 * SMALL.out_frames, 24 + 4) and phones.shape == (2, 7 * SMALL.chunk // 2, 49)
 
 
 @pytest.mark.parametrize("settled", [0, 1, 2, 5, 7])
@@ -104,7 +104,7 @@ def test_greedy_reading_joins_repeats_across_calls():
 
 
 def test_biases_begin_with_what_is_common():
-    head = TokenHead(torch.randn(3, 24), torch.tensor([8, 1, 0]))
+    head = TokenHead(torch.randn(3, 24), torch.tensor([8, 1, 0]), 4)
     odds = head.bias.detach().softmax(0)
     assert odds.sum() == pytest.approx(1.0) and odds[0] == pytest.approx(0.7) and odds[1] > 4 * odds[2] > odds[3] > 0
 
@@ -112,11 +112,17 @@ def test_biases_begin_with_what_is_common():
 def test_scores_are_products_with_the_embeddings():
     torch.manual_seed(1)
     table = 0.02 * torch.randn(40, 24)
-    head = TokenHead(table)
-    scores = head(2 * table / head.size)
+    head = TokenHead(table, code=4)
+    vectors = torch.cat((2 * table / head.size, torch.zeros(40, 4)), 1)
+    scores = head(vectors)
     assert scores.shape == (40, 41)
     assert torch.equal(scores.argmax(1) - 1, torch.arange(40))
-    assert torch.allclose(head.embeddings(table / head.size), table, atol=1e-6)
+    assert torch.allclose(head.embeddings(head.meant(vectors) / 2), table, atol=1e-6)
+    vectors[:, 24] = 3.0  # sounds as one token does, whatever it means
+    head.codes.data[7, 0] = 30.0
+    assert torch.allclose(head(vectors)[:, 1:8], scores[:, 1:8], atol=1e-4) and (head(vectors).argmax(1) == 8).all()
+    chosen = torch.tensor([7, 3])
+    assert torch.allclose(head(vectors, chosen), head(vectors)[:, [0, 8, 4]], atol=1e-4)
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path, net, sound):
@@ -124,7 +130,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, net, sound):
     whisper = whisper_tensors(own)
     load_whisper(own, whisper)
     own.half().float()  # as the file will have it
-    head = TokenHead(torch.randn(5, 24))
+    head = TokenHead(torch.randn(5, 24), code=4)
     file = tmp_path / "projector.safetensors"
     kept = speech_projector.save(file, own, head, torch.tensor([3, 5, 8, 9, 11]))
     assert not any(name.startswith(("net.conv", "net.encoder.")) for name in kept)
@@ -132,7 +138,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, net, sound):
 
     again, vocabulary, parameters = speech_projector.restore(file, read_tensors(file), whisper)
     assert vocabulary.tolist() == [3, 5, 8, 9, 11] and again.config == SMALL
-    assert parameters.keys() == {"sharp", "bias", "blank"}
+    assert parameters.keys() == {"sharp", "bias", "blank", "codes"}
     with torch.inference_mode():
         assert torch.allclose(again(sound, again.open(2))[0], own(sound, own.open(2))[0], atol=2e-2)
     with pytest.raises(WeightsError, match="not the encoder"):

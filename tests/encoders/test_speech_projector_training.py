@@ -15,7 +15,7 @@ from encoders.speech_projector_recipe import ProjectorTrainingConfig
 from encoders.speech_projector_training import Training, distance
 from tests.encoders.test_speech_projector import whisper_tensors
 
-SMALL = SpeechProjectorConfig(32, 2, 1, 1, 1, 48, 3, 24, left=2)
+SMALL = SpeechProjectorConfig(32, 2, 1, 1, 1, 48, 3, 24, 4, left=2)
 TONES = (300, 700, 1500, 3000)
 
 
@@ -110,8 +110,9 @@ def test_a_few_drawn_tokens_stand_for_all_others():
     pick, cpu = np.random.default_rng(0), torch.device("cpu")
     assert choose([np.array([1, 2])], 4, None, pick, cpu)[0] is None
     table = torch.randn(500, 24)
-    head = TokenHead(0.02 * table)
-    vectors, targets = torch.randn(40, 24), [np.array([7, 400, 7]), np.array([3])]
+    head = TokenHead(0.02 * table, code=4)
+    torch.nn.init.normal_(head.codes, 0.0, 0.3)
+    vectors, targets = torch.randn(40, 28), [np.array([7, 400, 7]), np.array([3])]
     whole = head(vectors).logsumexp(1)
     found = []
     for _ in range(200):
