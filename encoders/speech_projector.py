@@ -259,7 +259,7 @@ class _Through:
 
 
 class TokenHead(nn.Module):
-    """Scores of frames: their products with the LLM's embeddings of the tokens in use and with codes of these, biases, the blank's vector."""
+    """Scores of frames: their products with the LLM's embeddings of the tokens in use and codes of these, biases, the blank's vector."""
 
     table: Tensor
     size: Tensor
