@@ -21,7 +21,7 @@ from torch import Tensor
 from agent import weight_cache, weights
 from apps import train_projector_texts
 from apps.recorded_prompts import prompts
-from apps.train_projector_speech import PROMPTS, SpeechConfig, keep_prompts, speak
+from apps.train_projector_speech import PROMPTS, SpeechConfig, keep_prompts, phones_of, speak
 from apps.train_projector_texts import Texts
 from duplex.checkpoint import read_tensors
 from duplex.errors import ConfigError, OutputError, WeightsError
@@ -30,6 +30,7 @@ from encoders.speech_batches import Batches, Spoken
 from encoders.speech_projector import SpeechProjectorConfig
 from encoders.speech_projector_recipe import ON_A_CPU, ProjectorTrainingConfig
 from encoders.speech_projector_training import Progress, Training, distance
+from encoders.token_codes import token_codes
 
 WEIGHTS = Path(speech_projector.__file__).parent / "weights" / "projector.safetensors"
 
@@ -141,7 +142,8 @@ def _learn(args: argparse.Namespace, work: Path, device: str) -> None:
     config = replace(recipe, seconds=args.minutes * 60, batch_s=args.batch, seed=args.seed)
     phones = max((int(one.max()) + 1 for one in spoken.phones if len(one)), default=1)
     sizes = SpeechProjectorConfig(llm_width=texts.table.shape[1], phones=phones)
-    training = Training(whisper, texts.table, sizes, config, device, texts.counts())
+    codes = token_codes(phones_of(texts)[1], phones, sizes.code)
+    training = Training(whisper, texts.table, sizes, config, device, texts.counts(), codes)
     checkpoint = work / f"projector-{args.seed}.pt"
     if training.resume(checkpoint):
         _tell(f"going on after {training.seconds:.0f} s, step {training.step}")

@@ -135,14 +135,16 @@ def gather(texts: Texts, folder: Path, device: torch.device) -> Spoken:
         for first, following in zip(texts.first, texts.next, strict=True)
     ]
     held = (text % HELD_EVERY == 0) & (np.array(voices) != PROMPTS)
-    return Spoken(bank, text, voices, texts.first, texts.next, held, length.numpy(), shares, _phones(texts))
+    return Spoken(bank, text, voices, texts.first, texts.next, held, length.numpy(), shares, phones_of(texts)[0])
 
 
-def _phones(texts: Texts) -> list[NDArray[np.int64]]:
-    """Each text's sounds, numbered in the order of joe's table without those that nobody says; [] where there are none at all."""
-    made = [phones[texts.sounds[phones]] for phones in texts.phones]
+def phones_of(texts: Texts) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """Each text's sounds, and each token's, numbered in the order of joe's table without those that no text has; [] where none has any."""
+    made, tokens = ([phones[texts.sounds[phones]] for phones in many] for many in (texts.phones, texts.said))
     used = np.unique(np.concatenate(made))
-    return [np.searchsorted(used, one) for one in made] if len(used) else []
+    if not len(used):
+        return [], []
+    return [np.searchsorted(used, one) for one in made], [np.searchsorted(used, one[np.isin(one, used)]) for one in tokens]
 
 
 def keep_prompts(folder: Path, said: list[int], sounds: list[Samples]) -> None:

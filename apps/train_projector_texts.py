@@ -15,6 +15,7 @@ learnt are spelt with smaller ones, so that any word can be written.
     sounds                        [256] which of those ids are sounds, not stress, length, marks or spaces
     vocabulary                    [v] the LLM's ids of the tokens in use, ascending
     pieces, pieces_offsets        their bytes
+    said, said_offsets            their phones, as if each were a word; empty where it is none
     table, scale                  [v, 896] int8 and [v]: their embeddings
 """
 
@@ -102,6 +103,8 @@ class Texts:
     """[v, d] float32, their embeddings."""
     pieces: list[bytes]
     """[v] their bytes."""
+    said: list[NDArray[np.uint8]]
+    """[v] their phones, as if each were a word."""
 
     def read(self, tokens: Sequence[int]) -> str:
         """Indexes into the vocabulary as text."""
@@ -235,6 +238,7 @@ def prepare(
     extra = [token for text in more for variant in (text, " " + text) for token in spelt(qwen_words.encode(variant))]
     used = sorted({token for pair in ids for one in pair for token in one} | set(extra))
     place = {token: index for index, token in enumerate(used)}
+    pieces = [qwen_words.token_bytes(token) for token in used]
     phones = []
     for index, text in enumerate(texts):
         phones.append(np.array(speakable(voice, text), np.uint8))
@@ -248,7 +252,8 @@ def prepare(
         **_flat("first", [np.array([place[t] for t in pair[0]], np.int32) for pair in ids]),
         **_flat("next", [np.array([place[t] for t in pair[1]], np.int32) for pair in ids]),
         **_flat("phones", phones),
-        **_flat("pieces", [np.frombuffer(qwen_words.token_bytes(token), np.uint8) for token in used]),
+        **_flat("pieces", [np.frombuffer(piece, np.uint8) for piece in pieces]),
+        **_flat("said", [np.array(speakable(voice, piece.decode(errors="ignore").strip()), np.uint8) for piece in pieces]),
         "sounds": torch.from_numpy(sounds(voice.table.ids)),
         "vocabulary": chosen.int(),
         "table": rows[chosen],
@@ -321,6 +326,8 @@ def load(file: Path) -> Texts:
         raise WeightsError(
             f"{file} holds no texts for the projector's training ({error}); run `duologue train projector --pack`."
         ) from error
+    if "said" not in kept:
+        raise WeightsError(f"{file} is of an older version; delete it and run `duologue train projector --pack` again.")
     table = kept["table"].float() * kept["scale"].float()[:, None]
     texts = [bytes(one).decode() for one in _ragged(kept, "text")]
     first, following = ([one.astype(np.int64) for one in _ragged(kept, name)] for name in ("first", "next"))
@@ -333,6 +340,7 @@ def load(file: Path) -> Texts:
         kept["vocabulary"],
         table,
         [one.tobytes() for one in _ragged(kept, "pieces")],
+        _ragged(kept, "said"),
     )
 
 

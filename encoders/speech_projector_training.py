@@ -103,14 +103,20 @@ class Training:
         config: ProjectorTrainingConfig,
         device: str,
         counts: Tensor | None = None,
+        codes: Tensor | None = None,
     ) -> None:
-        """whisper: OpenAI's encoder. table, counts: [V, D] embeddings of the tokens in use, [V] how often they are said."""
+        """whisper: OpenAI's encoder. table, counts, codes: of the tokens in use [V, D] embeddings, [V] how often they are said, and [V, K]
+        how they sound, to begin with.
+        """
         torch.manual_seed(config.seed)
         self.config, self.device = config, torch.device(device)
         self.net = SpeechProjector(net_config)
         load_whisper(self.net, whisper)
         self.net.to(self.device)
-        self.head = TokenHead(table, counts, net_config.code).to(self.device)
+        self.head = TokenHead(table, counts, net_config.code)
+        if codes is not None and len(codes):
+            self.head.codes.data = codes.clone()
+        self.head.to(self.device)
         self.mel = MelBank().to(self.device)
         ours = self.net.own_parameters().keys()
         for name, parameter in self.net.named_parameters():

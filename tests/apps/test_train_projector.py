@@ -15,7 +15,17 @@ from safetensors.torch import save_file
 
 from apps import cli, train_projector, train_projector_speech, train_projector_texts
 from apps.train_corpus_questions import questions
-from apps.train_projector_speech import HELD_EVERY, MADE, PROGRAMS, PROMPT_SHARE, PROMPTS, SpeechConfig, keep_prompts, speak
+from apps.train_projector_speech import (
+    HELD_EVERY,
+    MADE,
+    PROGRAMS,
+    PROMPT_SHARE,
+    PROMPTS,
+    SpeechConfig,
+    keep_prompts,
+    phones_of,
+    speak,
+)
 from apps.train_projector_speech import gather as gather_speech
 from apps.train_projector_texts import Speller, fortunes, gather, load, sounds, templates, tidy, wordnet
 from duplex.errors import InputError, WeightsError
@@ -66,6 +76,7 @@ def work(tmp_path: Path) -> Path:
             **flat("phones", [np.frombuffer(text.lower().encode(), np.uint8) for text in texts]),
             "sounds": torch.tensor([chr(byte).isalpha() and byte < 128 for byte in range(256)]),
             **flat("pieces", [np.array([byte], np.uint8) for byte in range(128)]),
+            **flat("said", [np.array([byte] if chr(byte).islower() else [], np.uint8) for byte in range(128)]),
             "vocabulary": torch.arange(128, dtype=torch.int32),
             "table": torch.randint(-127, 127, (128, 24), dtype=torch.int8),
             "scale": torch.full((128,), 1e-4),
@@ -210,3 +221,5 @@ def test_prompts_are_heard_more_often_and_never_judged_by(tmp_path: Path, work: 
     assert spoken.bank.sound[start : start + 8000].unique().tolist() == [8191] and spoken.lengths[rows[-1]] == 8000
     used = sorted(set("".join(texts.texts).replace(".", "")))
     assert [used[one] for one in spoken.phones[0]] == list(texts.texts[0].strip("."))
+    of_tokens = phones_of(texts)[1]  # letters that no text has are left out
+    assert [[used[one] for one in of_tokens[ord(letter)]] for letter in "oq."] == [["o"], [], []]
