@@ -21,7 +21,7 @@ from torch import Tensor
 from agent import weight_cache, weights
 from apps import train_projector_texts
 from apps.recorded_prompts import prompts
-from apps.train_projector_speech import PROMPTS, SpeechConfig, keep_prompts, phones_of, speak
+from apps.train_projector_speech import PROMPTS, SpeechConfig, keep_prompts, sounds_of, speak
 from apps.train_projector_texts import Texts
 from duplex.checkpoint import read_tensors
 from duplex.errors import ConfigError, OutputError, WeightsError
@@ -142,7 +142,7 @@ def _learn(args: argparse.Namespace, work: Path, device: str) -> None:
     config = replace(recipe, seconds=args.minutes * 60, batch_s=args.batch, seed=args.seed)
     phones = max((int(one.max()) + 1 for one in spoken.phones if len(one)), default=1)
     sizes = SpeechProjectorConfig(llm_width=texts.table.shape[1], phones=phones)
-    codes = token_codes(phones_of(texts)[1], phones, sizes.code)
+    codes = token_codes(sounds_of(texts).tokens, phones, sizes.code)
     training = Training(whisper, texts.table, sizes, config, device, texts.counts(), codes)
     checkpoint = work / f"projector-{args.seed}.pt"
     if training.resume(checkpoint):

@@ -33,7 +33,7 @@ from duplex.audio import USER_RATE_HZ, Samples
 from duplex.errors import InputError
 from duplex.fast_types import fast_in_bfloat16
 from encoders.speech_augment import SoundBank, resample_exact
-from encoders.speech_batches import Spoken, letter_shares
+from encoders.speech_batches import Spoken, Words, letter_shares
 
 PROGRAMS = ("flite", "espeak-ng")
 MADE = (("awb", 0.42), ("kal16", 0.34), ("espeak", 0.16), ("kal", 0.08))
@@ -58,6 +58,8 @@ PROMPTS = "prompts"
 PROMPT_SHARE, PROMPT_TIMES = 0.08, 30
 """Recorded prompts are repeated until they are this share of all recordings, but no more often than this."""
 LONGEST_S = 11.0
+COMMON = 0.6
+"""Power of how often a word is in the sentences by which it is drawn where words are learnt by themselves."""
 HELD_EVERY = 40
 """One text in so many is kept for judging."""
 
@@ -135,16 +137,40 @@ def gather(texts: Texts, folder: Path, device: torch.device) -> Spoken:
         for first, following in zip(texts.first, texts.next, strict=True)
     ]
     held = (text % HELD_EVERY == 0) & (np.array(voices) != PROMPTS)
-    return Spoken(bank, text, voices, texts.first, texts.next, held, length.numpy(), shares, phones_of(texts)[0])
+    phones = sounds_of(texts)
+    return Spoken(bank, text, voices, texts.first, texts.next, held, length.numpy(), shares, phones.texts, words_of(texts, phones))
 
 
-def phones_of(texts: Texts) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
-    """Each text's sounds, and each token's, numbered in the order of joe's table without those that no text has; [] where none has any."""
-    made, tokens = ([phones[texts.sounds[phones]] for phones in many] for many in (texts.phones, texts.said))
-    used = np.unique(np.concatenate(made))
+@dataclass(frozen=True, slots=True)
+class Sounds:
+    """Phones, numbered in the order of joe's table without those that no text has."""
+
+    texts: list[NDArray[np.int64]]
+    """Each text's; [] where none has any."""
+    tokens: list[NDArray[np.int64]]
+    """Each token's, likewise."""
+    words: list[NDArray[np.int64]]
+    """Each word's, likewise."""
+
+
+def sounds_of(texts: Texts) -> Sounds:
+    """What is said in texts, tokens and words."""
+    made = [[phones[texts.sounds[phones]] for phones in many] for many in (texts.phones, texts.said, texts.words.phones)]
+    used = np.unique(np.concatenate(made[0]))
     if not len(used):
-        return [], []
-    return [np.searchsorted(used, one) for one in made], [np.searchsorted(used, one[np.isin(one, used)]) for one in tokens]
+        return Sounds([], [], [])
+    return Sounds(*([np.searchsorted(used, one[np.isin(one, used)]) for one in many] for many in made))
+
+
+def words_of(texts: Texts, sounds: Sounds) -> Words | None:
+    """Words that have a sound; rare ones are likelier than among the sentences."""
+    heard = [index for index, phones in enumerate(sounds.words) if len(phones)]
+    if not heard:
+        return None
+    odds = texts.words.counts[heard] ** COMMON
+    words = texts.words
+    first, following = ([many[index] for index in heard] for many in (words.first, words.next))
+    return Words(first, following, [sounds.words[index] for index in heard], odds / odds.sum())
 
 
 def keep_prompts(folder: Path, said: list[int], sounds: list[Samples]) -> None:

@@ -16,6 +16,8 @@ learnt are spelt with smaller ones, so that any word can be written.
     vocabulary                    [v] the LLM's ids of the tokens in use, ascending
     pieces, pieces_offsets        their bytes
     said, said_offsets            their phones, as if each were a word; empty where it is none
+    words_first, words_next, words_phones, words_count
+                                  words of the sentences: tokens at the beginning of a turn and later, phones, how often there
     table, scale                  [v, 896] int8 and [v]: their embeddings
 """
 
@@ -80,8 +82,24 @@ FORTUNE_FILES = (
     "tao",
 )
 
+SEEN = 2
+"""A word that all sentences together have so often, not counting first words, is also learnt by itself."""
 RARE = 24
 """A token that all sentences together have fewer times (each sentence counts twice) is spelt with others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Words by themselves."""
+
+    first: list[NDArray[np.int64]]
+    """[w] indexes into the vocabulary, at the beginning of a turn."""
+    next: list[NDArray[np.int64]]
+    """[w] the same later."""
+    phones: list[NDArray[np.uint8]]
+    """[w] joe's phones."""
+    counts: NDArray[np.int64]
+    """[w] how often each is in the sentences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +123,8 @@ class Texts:
     """[v] their bytes."""
     said: list[NDArray[np.uint8]]
     """[v] their phones, as if each were a word."""
+    words: Words
+    """Of the sentences."""
 
     def read(self, tokens: Sequence[int]) -> str:
         """Indexes into the vocabulary as text."""
@@ -236,7 +256,10 @@ def prepare(
     spelt = Speller(qwen_words, Counter(token for pair in written for one in pair for token in one))
     ids = [(spelt(first), spelt(following)) for first, following in written]
     extra = [token for text in more for variant in (text, " " + text) for token in spelt(qwen_words.encode(variant))]
-    used = sorted({token for pair in ids for one in pair for token in one} | set(extra))
+    counted = Counter(word for text in texts for word in re.findall(r"[A-Za-z][A-Za-z'-]*", text)[1:])
+    alone = [word for word, count in counted.items() if count >= SEEN]
+    spelt_alone = [(spelt(qwen_words.encode(word[0].upper() + word[1:])), spelt(qwen_words.encode(f" {word}"))) for word in alone]
+    used = sorted({token for pair in [*ids, *spelt_alone] for one in pair for token in one} | set(extra))
     place = {token: index for index, token in enumerate(used)}
     pieces = [qwen_words.token_bytes(token) for token in used]
     phones = []
@@ -254,6 +277,10 @@ def prepare(
         **_flat("phones", phones),
         **_flat("pieces", [np.frombuffer(piece, np.uint8) for piece in pieces]),
         **_flat("said", [np.array(speakable(voice, piece.decode(errors="ignore").strip()), np.uint8) for piece in pieces]),
+        **_flat("words_first", [np.array([place[t] for t in pair[0]], np.int32) for pair in spelt_alone]),
+        **_flat("words_next", [np.array([place[t] for t in pair[1]], np.int32) for pair in spelt_alone]),
+        **_flat("words_phones", [np.array(speakable(voice, word), np.uint8) for word in alone]),
+        "words_count": torch.tensor([counted[word] for word in alone]),
         "sounds": torch.from_numpy(sounds(voice.table.ids)),
         "vocabulary": chosen.int(),
         "table": rows[chosen],
@@ -326,11 +353,13 @@ def load(file: Path) -> Texts:
         raise WeightsError(
             f"{file} holds no texts for the projector's training ({error}); run `duologue train projector --pack`."
         ) from error
-    if "said" not in kept:
+    if "words_count" not in kept:
         raise WeightsError(f"{file} is of an older version; delete it and run `duologue train projector --pack` again.")
     table = kept["table"].float() * kept["scale"].float()[:, None]
     texts = [bytes(one).decode() for one in _ragged(kept, "text")]
-    first, following = ([one.astype(np.int64) for one in _ragged(kept, name)] for name in ("first", "next"))
+    first, following, *alone = (
+        [one.astype(np.int64) for one in _ragged(kept, name)] for name in ("first", "next", "words_first", "words_next")
+    )
     return Texts(
         texts,
         first,
@@ -341,6 +370,7 @@ def load(file: Path) -> Texts:
         table,
         [one.tobytes() for one in _ragged(kept, "pieces")],
         _ragged(kept, "said"),
+        Words(alone[0], alone[1], _ragged(kept, "words_phones"), kept["words_count"].numpy()),
     )
 
 

@@ -23,6 +23,20 @@ EDGE_S = 0.1
 """Silence at the ends of a recording, about."""
 
 
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Words by themselves, none without a sound."""
+
+    first: list[NDArray[np.int64]]
+    """[w] tokens in use at the beginning of a turn."""
+    next: list[NDArray[np.int64]]
+    """[w] the same later."""
+    phones: list[NDArray[np.int64]]
+    """[w] the sounds it is made of, from 0."""
+    odds: NDArray[np.float64]
+    """[w] how likely each shall be drawn."""
+
+
 @dataclass(frozen=True)
 class Spoken:
     """Recordings and what they say."""
@@ -44,6 +58,8 @@ class Spoken:
     """Per text, after which share of its letters each token of `first` and of `next` ends; empty for no guide."""
     phones: list[NDArray[np.int64]] = field(default_factory=list)
     """Per text, the sounds it is made of, from 0; an empty one where they are not known; empty for no phones at all."""
+    words: Words | None = None
+    """Words by themselves."""
 
     def hours(self) -> float:
         """All of it."""

@@ -20,12 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from duplex.errors import InputError
-from encoders.speech_batches import Spoken, Written, neighbours
+from encoders.speech_batches import Spoken, Words, Written, neighbours
 
 KINDS = 4
 """How many kinds of recordings there are, by how well they were heard."""
 ENOUGH = 3
 """Pieces of a pair of phones from which one is chosen; where there are fewer, the phone before does not matter."""
+WORDS_P = 0.5
+"""Share of batches of words that do not belong together."""
+WORDS_S, WORDS_IN_A_ROW = 2.6, (2, 8)
+"""How long a row of these lasts, about, and how many it has, from the first number up to below the second."""
 BLOCK = 32
 """A row's sounds are a multiple of this: four chunks."""
 
@@ -116,6 +120,10 @@ class _Index:
         return np.where(counts >= enough, self._order[np.minimum(at, len(self._order) - 1)], -1)
 
 
+Row = tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]
+"""Scores, the frames near which the tokens end, and the tokens."""
+
+
 class Imagination:
     """Draws batches of sentences that were written."""
 
@@ -132,20 +140,23 @@ class Imagination:
 
     def draw(self, sound_s: float, pairs: float = 0.35) -> Imagined:
         """About `sound_s` of what might have been heard. pairs: share of batches of short ones with a second behind each."""
+        if self.spoken.words is not None and self.pick.random() < WORDS_P:
+            return self._batch([self._words(self.spoken.words) for _ in range(max(int(sound_s / WORDS_S), 1))])
         anchor = int(self.pick.integers(len(self._pool)))
         typical = 1.0 + self._counts[self._pool[anchor]] / 12
         paired = typical < 5 and self.pick.random() < pairs
         rows = max(min(int(sound_s / (1.2 * typical * (2 if paired else 1))), len(self._pool), 256), 1)
         chosen = neighbours(self._pool, anchor, rows, self.pick)
-        made, targets, places = [], [], []
+        said = []
         for row in range(min(rows, len(chosen))):
             texts = [chosen[row]]
             if paired and len(chosen) > rows:
                 texts.append(chosen[int(self.pick.integers(rows, len(chosen)))])
-            odds, ends, target = self._row(texts)
-            made.append(odds)
-            targets.append(target)
-            places.append(ends)
+            said.append(self._row(texts))
+        return self._batch(said)
+
+    def _batch(self, said: list[Row]) -> Imagined:
+        made, places, targets = [one[0] for one in said], [one[1] for one in said], [one[2] for one in said]
         longest = -(-max(map(len, made)) // BLOCK) * BLOCK
         flat = np.full((len(made), longest, self.pieces.edge + 1), -12.0, np.float32)
         flat[:, :, 0] = 0.0  # nothing new
@@ -154,8 +165,18 @@ class Imagination:
         frames = np.array([-(-len(one) // 2) for one in made], np.int64)
         return Imagined(torch.from_numpy(flat), Written(frames, targets, places if self.spoken.shares else []))
 
-    def _row(self, texts: list[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]:
-        """Scores, the frames near which the tokens end, and the tokens."""
+    def _words(self, words: Words) -> Row:
+        """Words that do not belong together: what a word is must be heard in itself."""
+        chosen = self.pick.choice(len(words.phones), int(self.pick.integers(*WORDS_IN_A_ROW)), p=words.odds)
+        phones = np.concatenate([*(words.phones[one] for one in chosen), [self.pieces.edge]])
+        said = self.pieces.say(phones, self.pick)
+        ends = np.cumsum([len(one) for one in said])[np.cumsum([len(words.phones[one]) for one in chosen]) - 1]
+        tokens = [(words.next if place else words.first)[one] for place, one in enumerate(chosen)]
+        begins = np.concatenate([[0], ends[:-1]])
+        places = [a + (b - a) * np.arange(1, len(one) + 1) / len(one) for a, b, one in zip(begins, ends, tokens, strict=True)]
+        return np.concatenate(said), np.concatenate(places) / 2, np.concatenate(tokens)
+
+    def _row(self, texts: list[np.int64]) -> Row:
         spoken = self.spoken
         pieces, ends, at = list[NDArray[np.float32]](), [], 0
         for which, text in enumerate(texts):

@@ -34,7 +34,7 @@ class ProjectorTrainingConfig:
     hearing: float = 0.0
     """Share of the time, at first, in which only phones are learnt."""
     reading: float = 0.0
-    """Share of the time, after that, in which only tokens are learnt, from pieces; so does every other step after it."""
+    """Share of the time, after that, in which only tokens are learnt, from pieces; so do three of four steps after it."""
     pieces_h: float = 2.0
     """Hours of sound that are cut up for it."""
     again: int = 1
@@ -62,7 +62,7 @@ ON_A_CPU = ProjectorTrainingConfig(
     negatives=1024,
     again=4,
     hearing=0.25,
-    reading=0.5,
+    reading=0.45,
     eased=0.3,
     masked_p=0.2,
     augment=AugmentConfig(

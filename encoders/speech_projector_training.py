@@ -178,7 +178,11 @@ class Training:
         self._asked += 1
         if memory and self._asked % config.again:
             return memory[int(self.pick.integers(len(memory)))]
-        found = self._hear(spoken)
+        return self._remembered(self._hear(spoken))
+
+    def _remembered(self, found: _Heard) -> _Heard:
+        """A batch that was just heard, remembered where batches are learnt from again."""
+        memory, config = self._memory, self.config
         if config.again > 1 and sum(one.sound_s for one in memory) < config.memory_h * 3600:
             memory.append(found)
         elif config.again > 1:
@@ -232,9 +236,9 @@ class Training:
         return "together", (self.share - hearing - reading) / max(1 - hearing - reading, 1e-6)
 
     def _reads(self) -> bool:
-        """Whether this step learns from pieces: all do while tokens alone are learnt, and every other one after that."""
+        """Whether this step learns from pieces: all do while tokens alone are learnt, and three of four after that."""
         stage, _ = self._stage()
-        return stage == "reading" or (stage == "together" and self.config.reading > 0 and self.step % 2 == 1)
+        return stage == "reading" or (stage == "together" and self.config.reading > 0 and self.step % 4 > 0)
 
     def _guided(self) -> float:
         """The guide's weight at this share of the time."""
@@ -254,7 +258,7 @@ class Training:
         """Recordings to cut up: those that are remembered, and more."""
         left, known = self.config.pieces_h * 3600, list(self._memory)
         while left > 0:
-            one = known.pop() if known else self._hear(spoken)
+            one = known.pop() if known else self._remembered(self._hear(spoken))
             left -= one.sound_s
             with self._cast():
                 _, phones, _ = self.net.hear(one.states.float(), self.net.open(len(one.states)))

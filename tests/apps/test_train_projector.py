@@ -23,7 +23,7 @@ from apps.train_projector_speech import (
     PROMPTS,
     SpeechConfig,
     keep_prompts,
-    phones_of,
+    sounds_of,
     speak,
 )
 from apps.train_projector_speech import gather as gather_speech
@@ -77,6 +77,10 @@ def work(tmp_path: Path) -> Path:
             "sounds": torch.tensor([chr(byte).isalpha() and byte < 128 for byte in range(256)]),
             **flat("pieces", [np.array([byte], np.uint8) for byte in range(128)]),
             **flat("said", [np.array([byte] if chr(byte).islower() else [], np.uint8) for byte in range(128)]),
+            **flat("words_first", [np.frombuffer(word.encode(), np.uint8).astype(np.int32) for word in numbers]),
+            **flat("words_next", [np.frombuffer(f" {word}".encode(), np.uint8).astype(np.int32) for word in numbers]),
+            **flat("words_phones", [np.frombuffer(b"" if word == "two" else word.encode(), np.uint8) for word in numbers]),
+            "words_count": torch.arange(len(numbers)),
             "vocabulary": torch.arange(128, dtype=torch.int32),
             "table": torch.randint(-127, 127, (128, 24), dtype=torch.int8),
             "scale": torch.full((128,), 1e-4),
@@ -221,5 +225,5 @@ def test_prompts_are_heard_more_often_and_never_judged_by(tmp_path: Path, work: 
     assert spoken.bank.sound[start : start + 8000].unique().tolist() == [8191] and spoken.lengths[rows[-1]] == 8000
     used = sorted(set("".join(texts.texts).replace(".", "")))
     assert [used[one] for one in spoken.phones[0]] == list(texts.texts[0].strip("."))
-    of_tokens = phones_of(texts)[1]  # letters that no text has are left out
+    of_tokens = sounds_of(texts).tokens  # letters that no text has are left out
     assert [[used[one] for one in of_tokens[ord(letter)]] for letter in "oq."] == [["o"], [], []]

@@ -1,5 +1,6 @@
 """Sentences put together from pieces: the likeliest way through CTC, and pieces that are those of the phones that were asked for."""
 
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from duplex.errors import InputError
 from encoders.speech_augment import SoundBank
-from encoders.speech_batches import Spoken, letter_shares
+from encoders.speech_batches import Spoken, Words, letter_shares
 from encoders.speech_pieces import BLOCK, Heard, Imagination, Pieces, align
 
 PHONES = 4
@@ -93,14 +94,14 @@ def test_what_was_never_heard_is_left_out(pieces):
         Pieces([Heard(scores([0, 1]), np.zeros(0, np.int64))])
 
 
-def texts(phones):
+def texts(phones, words=None):
     """Four texts, of which the first is kept back; nothing of their sound is asked for."""
     first = [np.array(t) for t in ([5], [6, 7], [8], [9])]
     following = [np.array(t) for t in ([15], [16, 17], [18], [19])]
     shares = [(letter_shares([1] * len(t)),) * 2 for t in first]
     nothing = SoundBank(torch.zeros(1, dtype=torch.int16), torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long))
     said = [np.array(p, np.int64) for p in phones]
-    return Spoken(nothing, np.array([0]), ["nobody"], first, following, np.array([True]), np.array([1]), shares, said)
+    return Spoken(nothing, np.array([0]), ["nobody"], first, following, np.array([True]), np.array([1]), shares, said, words)
 
 
 def test_batches_are_of_written_sentences_that_are_not_kept_back(pieces):
@@ -128,3 +129,29 @@ def test_batches_are_of_written_sentences_that_are_not_kept_back(pieces):
 def test_without_phones_there_is_nothing_to_put_together(pieces):
     with pytest.raises(InputError, match="pack"):
         Imagination(pieces, texts([[]] * 4), np.random.default_rng(0))
+
+
+def test_half_of_the_batches_are_of_words_that_do_not_belong_together(pieces):
+    said = {(30,): [0], (31, 32): [2, 3], (33,): [1, 2]}
+    first, following = [np.array(one) for one in said], [np.array(one) + 10 for one in said]
+    words = Words(first, following, [np.array(one) for one in said.values()], np.array([0.1, 0.6, 0.3]))
+    drawn = Imagination(pieces, texts(([0, 1], [2, 3, 1], [], [3, 0]), words), np.random.default_rng(3))
+    counts: Counter[tuple[int, ...]] = Counter()
+    of_words = 0
+    for _ in range(60):
+        batch = drawn.draw(8.0)
+        if batch.written.targets[0][0] < 30:
+            continue
+        of_words += 1
+        for row, target in enumerate(batch.written.targets):
+            left, phones, begins = target.tolist(), [], True
+            while left:
+                word = next(one for one in said if [token + 10 * (not begins) for token in one] == left[: len(one)])
+                counts[word] += 1
+                phones += said[word]
+                left, begins = left[len(word) :], False
+            assert reading(batch.odds[row].argmax(1).tolist()) == phones
+            places = batch.written.places[row]
+            assert len(places) == len(target) and (np.diff(places) > 0).all() and places[-1] <= batch.written.frames[row]
+    assert 20 <= of_words <= 40
+    assert counts[(31, 32)] > counts[(33,)] > counts[(30,)] > 0
