@@ -34,6 +34,9 @@ from encoders.token_codes import token_codes
 
 WEIGHTS = Path(speech_projector.__file__).parent / "weights" / "projector.safetensors"
 
+BEGUN = 0.08
+"""Share of the time in which phones are learnt where they were learnt before."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of this training."""
@@ -51,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help=f"seconds of sound per step (default: {ProjectorTrainingConfig.batch_s:g}, on a CPU {ON_A_CPU.batch_s:g})",
     )
+    parser.add_argument("--begin", type=Path, default=None, metavar="FILE", help="begin with these weights of an earlier training")
     parser.add_argument("--flite", default=None, metavar="PROGRAM", help="flite, where it is not on the path")
     parser.add_argument("--teacher", type=Path, default=None, help="the packed voice joe, in place of the fetched one")
     parser.add_argument("--wordnet", type=Path, default=train_projector_texts.WORDNET, help="WordNet's data files, for texts")
@@ -140,6 +144,8 @@ def _learn(args: argparse.Namespace, work: Path, device: str) -> None:
     whisper = load_file(work / "whisper-encoder.safetensors")
     recipe = ON_A_CPU if device == "cpu" else ProjectorTrainingConfig()
     config = replace(recipe, seconds=args.minutes * 60, batch_s=args.batch, seed=args.seed)
+    if args.begin is not None and config.hearing:
+        config = replace(config, hearing=BEGUN, reading=config.reading + config.hearing - BEGUN)
     phones = max((int(one.max()) + 1 for one in spoken.phones if len(one)), default=1)
     sizes = SpeechProjectorConfig(llm_width=texts.table.shape[1], phones=phones)
     codes = token_codes(sounds_of(texts).tokens, phones, sizes.code)
@@ -147,6 +153,11 @@ def _learn(args: argparse.Namespace, work: Path, device: str) -> None:
     checkpoint = work / f"projector-{args.seed}.pt"
     if training.resume(checkpoint):
         _tell(f"going on after {training.seconds:.0f} s, step {training.step}")
+    elif args.begin is not None:
+        net, vocabulary, head = speech_projector.restore(args.begin, read_tensors(args.begin), whisper)
+        row_of = {token: row for row, token in enumerate(vocabulary.tolist())}
+        training.begin(net, head, torch.tensor([row_of.get(token, -1) for token in texts.vocabulary.tolist()]))
+        _tell(f"beginning with {args.begin}")
     batches = Batches(spoken, training.pick)
     training.run(batches, checkpoint, _say)
     training.use_average()

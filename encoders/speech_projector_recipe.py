@@ -32,7 +32,7 @@ class ProjectorTrainingConfig:
     guided: float = 0.3
     """Share of the time in which it falls, from when tokens are learnt."""
     hearing: float = 0.0
-    """Share of the time, at first, in which only phones are learnt."""
+    """Share of the time, at first, in which only phones are learnt; if there is any, they are not learnt later."""
     reading: float = 0.0
     """Share of the time, after that, in which only tokens are learnt, from pieces; so do three of four steps after it."""
     pieces_h: float = 2.0

@@ -6,8 +6,9 @@ is also asked for in a window around the place where it lies if letters take equ
 follows the clock, as does the learning rate: a run of any length ends finished.
 
 Where little sound can be heard the time is in three parts: phones alone; then tokens alone, from sentences that were put together from
-pieces of phones (`encoders.speech_pieces`), several times as many a second; then both together, every other step from pieces, so that what
-was read of many texts is not forgotten over the few that were spoken.
+pieces of phones (`encoders.speech_pieces`), several times as many a second; then tokens from both, three steps of four from pieces, so that
+what was read of many texts is not forgotten over the few that were spoken. What hears phones does not learn any more by then: tokens that
+are not read yet would only spoil it.
 
 Legend: B rows, n samples, F frames out, D LLM width, V tokens in use, P phones, L targets.
 """
@@ -164,7 +165,8 @@ class Training:
             return self._read_losses(self._imagination(spoken).draw(self.config.batch_s))
         one = self._heard(spoken)
         with self._cast():
-            sounds, phones, state = self.net.hear(one.states.float(), self.net.open(len(one.states)))
+            with torch.set_grad_enabled(stage == "hearing" or not self.config.hearing):
+                sounds, phones, state = self.net.hear(one.states.float(), self.net.open(len(one.states)))
             vectors = self.net.word(phones, sounds, state)[0] if stage == "together" else None
         heard = ctc_per_label(phones.float().log_softmax(2), 2 * torch.from_numpy(one.written.frames), one.phones)
         if vectors is None:
@@ -364,6 +366,21 @@ class Training:
             self.rng.manual_seed(self.config.seed + self.step),
         )
         return True
+
+    @torch.no_grad()
+    def begin(self, net: SpeechProjector, head: dict[str, Tensor], rows: Tensor) -> None:
+        """Begin with what was learnt before. rows: [V] where each token was in that head, -1 for what is new. Raises WeightsError."""
+        if net.config != self.net.config:
+            raise WeightsError("What was learnt before has other sizes, or other phones; begin without it.")
+        self.net.load_state_dict(net.own_parameters(), strict=False)
+        mine, known = self.head, rows >= 0
+        mine.sharp.copy_(head["sharp"])
+        mine.blank.copy_(head["blank"])
+        mine.bias[0] = head["bias"][0]
+        for kept, learnt in ((mine.bias[1:], head["bias"][1:]), (mine.codes, head["codes"])):
+            kept[known.to(kept.device)] = learnt[rows[known]].to(kept.device)
+        for average, parameter in zip(self.average, self.learnt, strict=True):
+            average.copy_(parameter)
 
     @torch.no_grad()
     def read(self, spoken: Batches, plain: bool) -> list[tuple[list[int], list[int]]]:

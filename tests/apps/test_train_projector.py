@@ -176,6 +176,9 @@ def test_the_command_makes_weights_a_card_and_goes_on(
     assert "awb, kal16, espeak, kal" in card and "0.02" in card and out.stat().st_size > 10_000
     assert cli.main([*command, "--minutes", "0.03"]) == 0
     assert "going on after" in capsys.readouterr().out
+    (work / "projector-0.pt").unlink()
+    assert cli.main([*command, "--minutes", "0.02", "--begin", str(out)]) == 0
+    assert f"beginning with {out}" in capsys.readouterr().out
     assert cli.main([*command, "--minutes", "0"]) == 2
 
 
