@@ -219,6 +219,7 @@ def _card(
         else "Nobody's recorded voice was learnt from."
     )
     sizes = training.net.config
+    begun = "" if args.begin is None else f" --begin {args.begin.name}"
     where = torch.cuda.get_device_name() if training.device.type == "cuda" else "a CPU"
     return f"""# The input projector
 
@@ -228,7 +229,7 @@ the token head has of its own. Whisper's layers are OpenAI's as published, and t
 {len(texts.vocabulary):,} tokens (Qwen2.5-Coder-0.5B-Instruct); neither is in this file.
 
 * Made by: `duologue train projector --sentences {args.sentences} --speech-seconds {args.speech_seconds:g} --passes {args.passes}
-  --minutes {args.minutes:g} --batch {args.batch:g} --seed {args.seed}`, {training.step} steps on {where}
+  --minutes {args.minutes:g} --batch {args.batch:g} --seed {args.seed}{begun}`, {training.step} steps on {where}
 * Data: {spoken.hours():.1f} h of speech made for it from {len(texts)} sentences (templates of what people say to an agent, WordNet's
   example sentences and definitions, fortunes); voices: {voices}. flite's slt and rms were never heard. {people}
   Speed, throat, room, noise, line and level were changed at each hearing.{_parts(training.config)}
