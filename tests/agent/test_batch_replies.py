@@ -155,11 +155,15 @@ def test_the_real_model_answers_as_the_thinker_does(edge_weights: dict[str, Path
     blocks = read_blocks(gguf, [*range(60_000), *whole, *thinker.eos_ids])
     writer = BatchWriter(blocks, [whole[:before]], sorted(thinker.eos_ids), sampling=GREEDY, slots=2, most_new=12)
     reply = next(iter(writer.write([Prompt(0, tuple(whole[before:]))])))
-    context = thinker.open()
-    thinker.sync(context, whole)
-    sampler = thinker.sampler(GREEDY)
-    steps = [thinker.step(context, sampler) for _ in range(len(reply.tokens))]
-    assert reply.tokens.tolist() == [step.token for step in steps]
-    for ours, step in zip(reply.hidden.astype(np.float32), steps, strict=True):
-        likeness = float(ours @ step.hidden / np.linalg.norm(ours) / np.linalg.norm(step.hidden))
+    context, said = thinker.open(), list(whole)
+    close_calls = 0
+    for token, ours in zip(reply.tokens.tolist(), reply.hidden.astype(np.float32), strict=True):
+        thinker.sync(context, said)
+        logits, theirs = thinker.logits(context), thinker.state(context).float().numpy()
+        behind = float(logits.max() - logits[token])
+        assert behind < 1.0  # how int8 sums are rounded differs from CPU to CPU, and may turn a close call
+        close_calls += behind > 0
+        said.append(token)
+        likeness = float(ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs))
         assert likeness > 0.97
+    assert close_calls <= 1 and len(reply.tokens) > 3
