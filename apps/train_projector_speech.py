@@ -31,7 +31,7 @@ from apps.train_projector_texts import Texts
 from decoders.vits_net import HOP, VITS_RATE_HZ, VitsNet
 from duplex.audio import USER_RATE_HZ, Samples
 from duplex.errors import InputError
-from duplex.fast_types import fast_in_bfloat16
+from encoders.fast_types import fast_in_bfloat16
 from encoders.speech_augment import SoundBank, resample_exact
 from encoders.speech_batches import Spoken, Words, letter_shares
 

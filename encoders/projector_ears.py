@@ -21,9 +21,9 @@ from duplex.audio import Samples
 from duplex.checkpoint import read_tensors
 from duplex.english import LISTENING_OPENERS
 from duplex.errors import WeightsError
-from duplex.fast_types import fast_in_bfloat16
 from encoders import mel, speech_projector
 from encoders.ears import HeardVectors, Transcript
+from encoders.fast_types import fast_in_bfloat16
 from encoders.mel import HOP_SAMPLES, MELS, POWER_FLOOR, Mel, MelState
 from encoders.recent_frames import FRAME_RATE_HZ, MOST_KEPT_S, RecentFrames, blocks
 from encoders.speech_projector import ProjectorState, SpeechProjector, SpeechProjectorConfig, TokenHead, collapse

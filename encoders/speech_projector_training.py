@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from duplex.audio import USER_RATE_HZ
 from duplex.errors import WeightsError
-from duplex.fast_types import fast_in_bfloat16
+from encoders.fast_types import fast_in_bfloat16
 from encoders.mel import HOP_SAMPLES
 from encoders.speech_augment import AugmentConfig, MelBank, mask_patches, spoil
 from encoders.speech_batches import Batches, Written

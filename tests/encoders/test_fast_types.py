@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from duplex.fast_types import fast_in_bfloat16
+from encoders.fast_types import fast_in_bfloat16
 
 
 def test_a_gpu_is_fast_and_a_cpu_only_with_instructions_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
