@@ -230,8 +230,9 @@ the token head has of its own. Whisper's layers are OpenAI's as published, and t
 
 * Made by: `duologue train projector --sentences {args.sentences} --speech-seconds {args.speech_seconds:g} --passes {args.passes}
   --minutes {args.minutes:g} --batch {args.batch:g} --seed {args.seed}{begun}`, {training.step} steps on {where}
-* Data: {spoken.hours():.1f} h of speech made for it from {len(texts)} sentences (templates of what people say to an agent, WordNet's
-  example sentences and definitions, fortunes); voices: {voices}. flite's slt and rms were never heard. {people}
+* Data: {spoken.hours():.1f} h of speech made for it from {len(texts)} sentences (templates of what people say to an agent, the questions
+  and texts of the voice's corpus, WordNet's example sentences and definitions, fortunes); voices: {voices}.
+  flite's slt and rms were never heard. {people}
   Speed, throat, room, noise, line and level were changed at each hearing.{_parts(training.config)}
 {lines}
 * Figures on voices and people never heard: `duologue bench ears`.
@@ -247,7 +248,7 @@ def _parts(config: ProjectorTrainingConfig) -> str:
         return ""
     return (
         f"\n* Of the time {config.hearing:.0%} went to phones alone, {config.reading:.0%} to tokens of sentences that were put together "
-        "from pieces of\n  these recordings' phones, and the rest to both together."
+        "from pieces of\n  these recordings' phones and of words by themselves, and the rest to tokens from both these and sound."
     )
 
 

@@ -9,7 +9,7 @@ Legend: B rows, n samples (16 kHz), t mel frames, b FFT bins.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,6 +43,18 @@ class AugmentConfig:
     """Share of rows that are overdriven."""
     quietest_db: float = -34.0
     """Peak of the quietest rows."""
+
+    def eased(self, part: float) -> AugmentConfig:
+        """The same done less often and with less noise; part: from 0 for hardly at all to 1 for all of it."""
+        least, most = self.noise_db
+        return replace(
+            self,
+            room_p=part * self.room_p,
+            noise_p=part * self.noise_p,
+            noise_db=(least + (1 - part) * max(most - least, 0.0) * 0.8, most),
+            line_p=part * self.line_p,
+            clip_p=part * self.clip_p,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ follows the clock, as does the learning rate: a run of any length ends finished.
 
 Where little sound can be heard the time is in three parts: phones alone; then tokens alone, from sentences that were put together from
 pieces of phones (`encoders.speech_pieces`), several times as many a second; then tokens from both, three steps of four from pieces, so that
-what was read of many texts is not forgotten over the few that were spoken. What hears phones does not learn any more by then: tokens that
-are not read yet would only spoil it.
+what was read of many texts is not forgotten over the few that were spoken. What hears phones does not learn any more by then, so that its
+pieces stay what they were.
 
 Legend: B rows, n samples, F frames out, D LLM width, V tokens in use, P phones, L targets.
 """
@@ -144,19 +144,9 @@ class Training:
         bend = math.log(augment.throat)
         return torch.exp((torch.rand(rows, device=self.device, generator=self.rng) * 2 - 1) * bend)
 
-    def _eased(self) -> AugmentConfig:
-        """How the sound is spoilt at this share of the time."""
-        augment = self.config.augment
-        part = min(self.share / self.config.eased, 1.0) if self.config.eased > 0 else 1.0
-        low = augment.noise_db[0] + (1 - part) * max(augment.noise_db[1] - augment.noise_db[0], 0.0) * 0.8
-        return replace(
-            augment,
-            room_p=part * augment.room_p,
-            noise_p=part * augment.noise_p,
-            noise_db=(low, augment.noise_db[1]),
-            line_p=part * augment.line_p,
-            clip_p=part * augment.clip_p,
-        )
+    def _eased(self) -> float:
+        """Which part of its spoiling the sound has at this share of the time."""
+        return min(self.share / self.config.eased, 1.0) if self.config.eased > 0 else 1.0
 
     def losses(self, spoken: Batches) -> Losses:
         """Of one batch, for what is learnt at this share of the time."""
@@ -193,7 +183,7 @@ class Training:
 
     @torch.no_grad()
     def _hear(self, spoken: Batches) -> _Heard:
-        augment = self._eased()
+        augment = self.config.augment.eased(self._eased())
         batch = spoken.draw(self.config.batch_s, augment.speed)
         late = self.net.config.out_frames
         with self._cast():
@@ -205,7 +195,7 @@ class Training:
     def _mel(self, sound: Tensor, augment: AugmentConfig) -> Tensor:
         """[B, n] -> [B, M, 80], spoilt."""
         mel = self.mel(spoil(sound, augment, self.rng), self._throats(len(sound), augment))
-        if self.pick.random() < self.config.masked_p * min(self.share / max(self.config.eased, 1e-6), 1.0):
+        if self.pick.random() < self.config.masked_p * self._eased():
             mel = mask_patches(mel, self.rng)
         return mel
 
