@@ -128,7 +128,7 @@ class Loader:
             from encoders.projector_ears import ProjectorEars
 
             assert chat is not None, "a projector hears for an LLM"
-            return ProjectorEars.load(self._located(where, "whisper-tiny-en"), chat.thinker.embed, chat.decode, self.ears_config)
+            return ProjectorEars.load(self._located(where, "whisper-tiny-en"), chat.thinker.encode, chat.thinker.embed, self.ears_config)
         if self.profile.encoder == "sensevoice":
             from agent.minmo import SENSEVOICE
             from encoders.sensevoice_ears import SenseVoiceEars
@@ -183,7 +183,7 @@ class Loader:
         elif self.profile.input == "projector":
             from encoders.projector_ears import ProjectorEars
 
-            ears = ProjectorEars.tiny(chat.thinker.embed, chat.decode, 0, self.ears_config)
+            ears = ProjectorEars.tiny(chat.thinker.encode, chat.thinker.embed, 0, self.ears_config)
         else:
             ears = WhisperEars.tiny(0, self.ears_config)
         if self.profile.decoder == "cosyvoice2":

@@ -119,7 +119,7 @@ def both(profile: Profile, parts: Parts) -> dict[str, Ears]:
     chat = parts.thinker
     found: dict[str, Ears] = {"bridge": WhisperEars.load(where["whisper-tiny-en"], where["whisper-vocab"])}
     if WEIGHTS.is_file():
-        found["projector"] = ProjectorEars.load(where["whisper-tiny-en"], chat.thinker.embed, chat.decode)
+        found["projector"] = ProjectorEars.load(where["whisper-tiny-en"], chat.thinker.encode, chat.thinker.embed)
     return found
 
 

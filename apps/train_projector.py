@@ -1,6 +1,7 @@
 """`duologue train projector`: makes its own speech, teaches the input projector, and writes weights, a model card and the learning curve.
 
     texts, Whisper's encoder (--pack, needs the weights)  ->  speech (flite, espeak-ng, joe)  ->  CTC  ->  weights, card, curve
+          `->  words, pronunciations, what comes after what  ------------------------------------------'
 
 Each stage leaves its result in the work folder and is skipped when that is there, so the command may be stopped at any time and run again.
 What `--pack` writes is all that the later stages need, so they can run on another machine that has a GPU and none of the weights.
@@ -9,7 +10,6 @@ What `--pack` writes is all that the later stages need, so they can run on anoth
 from __future__ import annotations
 
 import argparse
-import math
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agent import weight_cache, weights
-from apps import train_projector_texts
+from apps import train_projector_language, train_projector_texts
 from apps.recorded_prompts import prompts
-from apps.train_projector_speech import PROMPTS, SpeechConfig, keep_prompts, sounds_of, speak
+from apps.train_projector_language import Language
+from apps.train_projector_speech import HELD_EVERY, PROMPTS, SpeechConfig, keep_prompts, speak
 from apps.train_projector_texts import Texts
 from duplex.checkpoint import read_tensors
 from duplex.errors import ConfigError, OutputError, WeightsError
@@ -30,12 +31,9 @@ from encoders.speech_batches import Batches, Spoken
 from encoders.speech_projector import SpeechProjectorConfig
 from encoders.speech_projector_recipe import ON_A_CPU, ProjectorTrainingConfig
 from encoders.speech_projector_training import Progress, Training, distance
-from encoders.token_codes import token_codes
+from encoders.word_search import WordSearch, spelt
 
 WEIGHTS = Path(speech_projector.__file__).parent / "weights" / "projector.safetensors"
-
-BEGUN = 0.08
-"""Share of the time in which phones are learnt where they were learnt before."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,8 +112,7 @@ def _pack(args: argparse.Namespace, work: Path) -> None:
         ]
         keep_prompts(work / "speech", list(range(len(found), len(found) + len(recorded))), [samples for _, samples in recorded])
         found += [text for text, _ in recorded]
-        files = where["qwen-int8"], where["vits-joe-split"], where["vits-joe-config"]
-        train_projector_texts.prepare(found, *files, texts, _tell)
+        train_projector_texts.prepare(found, where["vits-joe-split"], where["vits-joe-config"], texts, _tell)
     _tell(f"packed {texts} ({texts.stat().st_size / 1e6:.0f} MB) and {whisper} ({whisper.stat().st_size / 1e6:.0f} MB)")
 
 
@@ -144,58 +141,56 @@ def _learn(args: argparse.Namespace, work: Path, device: str) -> None:
     whisper = load_file(work / "whisper-encoder.safetensors")
     recipe = ON_A_CPU if device == "cpu" else ProjectorTrainingConfig()
     config = replace(recipe, seconds=args.minutes * 60, batch_s=args.batch, seed=args.seed)
-    if args.begin is not None and config.hearing:
-        config = replace(config, hearing=BEGUN, reading=config.reading + config.hearing - BEGUN)
     phones = max((int(one.max()) + 1 for one in spoken.phones if len(one)), default=1)
-    sizes = SpeechProjectorConfig(llm_width=texts.table.shape[1], phones=phones)
-    codes = token_codes(sounds_of(texts).tokens, phones, sizes.code)
-    training = Training(whisper, texts.table, sizes, config, device, texts.counts(), codes)
+    training = Training(whisper, SpeechProjectorConfig(phones=phones), config, device)
     checkpoint = work / f"projector-{args.seed}.pt"
     if training.resume(checkpoint):
         _tell(f"going on after {training.seconds:.0f} s, step {training.step}")
     elif args.begin is not None:
-        net, vocabulary, head = speech_projector.restore(args.begin, read_tensors(args.begin), whisper)
-        row_of = {token: row for row, token in enumerate(vocabulary.tolist())}
-        training.begin(net, head, torch.tensor([row_of.get(token, -1) for token in texts.vocabulary.tolist()]))
+        training.begin(speech_projector.restore(args.begin, read_tensors(args.begin), whisper)[0])
         _tell(f"beginning with {args.begin}")
     batches = Batches(spoken, training.pick)
     training.run(batches, checkpoint, _say)
     training.use_average()
     training.net.eval()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    kept = speech_projector.save(args.out, training.net, training.head, texts.vocabulary)
-    found = _judge(training, batches, texts)
+    language = train_projector_language.learn(texts, HELD_EVERY)
+    kept = speech_projector.save(args.out, training.net, language.lexicon, language.ngrams)
+    found = _judge(training, batches, texts, language)
     for line in found:
         _tell(line)
-    args.out.with_suffix(".md").write_text(_card(args, training, spoken, texts, found, kept), encoding="utf-8")
+    args.out.with_suffix(".md").write_text(_card(args, training, spoken, texts, language, found, kept), encoding="utf-8")
     _curve(training.history, args.out.with_suffix(".png"))
     _tell(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB); `duologue bench ears` tells how well it hears")
 
 
 def _say(progress: Progress) -> None:
-    losses = ((progress.loss, "token"), (progress.phones, "phone"))
-    learnt = ", ".join(f"{loss:.3f} a {what}" for loss, what in losses if math.isfinite(loss))
-    _tell(f"step {progress.step}, {progress.seconds:.0f} s, CTC {learnt}, {progress.speed:.0f} s of sound a second")
+    _tell(
+        f"step {progress.step}, {progress.seconds:.0f} s, CTC {progress.loss:.3f} a phone, {progress.speed:.0f} s of sound a second"
+    )
 
 
-def _judge(training: Training, spoken: Batches, texts: Texts, batches: int = 6) -> list[str]:
-    """Token and word errors on texts that were kept back, by the training's voices, plain and spoilt."""
+def _judge(training: Training, spoken: Batches, texts: Texts, language: Language, batches: int = 12) -> list[str]:
+    """Phone and word errors on texts that were kept back, by the training's voices, plain and spoilt."""
     lines = []
+    search = WordSearch(language.lexicon, language.ngrams)
     for plain in (True, False):
         errors: dict[str, int] = defaultdict(int)
         shown = ""
         for _ in range(batches):
-            for meant, read in training.read(spoken, plain)[:64]:
-                said, heard = texts.read(meant), texts.read(read)
+            for row in training.read(spoken, plain)[:64]:
+                said = " ".join(texts.texts[text] for text in row.texts)
+                best = search.best(search.step(search.open(), row.odds))
+                heard = "" if best is None else "".join(text for _, text, _ in spelt(best, language.lexicon))
                 words = plain_words(said)
-                errors["tokens"] += distance(meant, read)
-                errors["of tokens"] += len(meant)
+                errors["phones"] += distance(row.meant, row.phones())
+                errors["of phones"] += len(row.meant)
                 errors["words"] += distance(words, plain_words(heard))
                 errors["of words"] += len(words)
                 shown = f"{said} -> {heard}"
         lines.append(
             f"{'plain' if plain else 'spoilt'} sound, {errors['of words']} words of texts kept back: "
-            f"{errors['tokens'] / max(errors['of tokens'], 1):.1%} of tokens and "
+            f"{errors['phones'] / max(errors['of phones'], 1):.1%} of phones and "
             f"{errors['words'] / max(errors['of words'], 1):.1%} of words wrong"
         )
         _tell(f"  such as: {shown}")
@@ -208,9 +203,15 @@ def plain_words(text: str) -> list[str]:
 
 
 def _card(
-    args: argparse.Namespace, training: Training, spoken: Spoken, texts: Texts, found: list[str], kept: dict[str, Tensor]
+    args: argparse.Namespace,
+    training: Training,
+    spoken: Spoken,
+    texts: Texts,
+    language: Language,
+    found: list[str],
+    kept: dict[str, Tensor],
 ) -> str:
-    size = sum(value.numel() for value in kept.values())
+    size = sum(value.numel() for name, value in kept.items() if name.startswith("net."))
     lines = "\n".join(f"* {line}" for line in found)
     voices = ", ".join(dict.fromkeys(spoken.voice))
     people = (
@@ -224,32 +225,23 @@ def _card(
     return f"""# The input projector
 
 {size:,} values, fp16: on Whisper tiny.en's encoder, {sizes.encoder_layers} layers in windows that see 320 ms ahead,
-{sizes.sound_layers} transformer layers at 25 Hz that are read as phones, {sizes.word_layers} at 12.5 Hz that are read as tokens, and what
-the token head has of its own. Whisper's layers are OpenAI's as published, and the head's table is the LLM's own embedding of
-{len(texts.vocabulary):,} tokens (Qwen2.5-Coder-0.5B-Instruct); neither is in this file.
+{sizes.sound_layers} transformer layers at 25 Hz that are read as {sizes.phones} phones. Whisper's layers are OpenAI's as published and
+not in this file. With them {len(language.lexicon.words):,} words in {len(language.lexicon.phones):,} pronunciations, and how likely
+each is after two others (trigrams, Kneser-Ney), from the texts below.
 
 * Made by: `duologue train projector --sentences {args.sentences} --speech-seconds {args.speech_seconds:g} --passes {args.passes}
   --minutes {args.minutes:g} --batch {args.batch:g} --seed {args.seed}{begun}`, {training.step} steps on {where}
 * Data: {spoken.hours():.1f} h of speech made for it from {len(texts)} sentences (templates of what people say to an agent, the questions
   and texts of the voice's corpus, WordNet's example sentences and definitions, fortunes); voices: {voices}.
   flite's slt and rms were never heard. {people}
-  Speed, throat, room, noise, line and level were changed at each hearing.{_parts(training.config)}
+  Speed, throat, room, noise, line and level were changed at each hearing.
 {lines}
 * Figures on voices and people never heard: `duologue bench ears`.
-* Limits: English; but for what is said above, synthetic voices only. What it knows of people comes from Whisper.
+* Limits: English; words that are in none of the texts are heard as others; but for what is said above, synthetic voices only. What it
+  knows of people comes from Whisper.
 * Licence: Apache-2.0 for the weights; Whisper's are MIT. The voice "joe" was fine-tuned by its publisher from "lessac", whose Blizzard 2013
   data has terms of its own; flite's voices are free for any use; WordNet's licence asks that its name be kept.
 """
-
-
-def _parts(config: ProjectorTrainingConfig) -> str:
-    """What the card says of a run whose time was in parts."""
-    if not config.reading:
-        return ""
-    return (
-        f"\n* Of the time {config.hearing:.0%} went to phones alone, {config.reading:.0%} to tokens of sentences that were put together "
-        "from pieces of\n  these recordings' phones and of words by themselves, and the rest to tokens from both these and sound."
-    )
 
 
 def _curve(history: list[tuple[float, ...]], file: Path) -> None:
@@ -261,9 +253,8 @@ def _curve(history: list[tuple[float, ...]], file: Path) -> None:
         return
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot([row[0] for row in history], [row[1] for row in history], label="CTC, nats per token")
-    axes.plot([row[0] for row in history], [row[2] for row in history], label="CTC, nats per phone")
+    axes.plot([row[0] for row in history], [row[1] for row in history])
     axes.set_xlabel("seconds")
+    axes.set_ylabel("CTC, nats per phone")
     axes.set_ylim(bottom=0)
-    axes.legend()
     figure.savefig(file, dpi=100)

@@ -33,7 +33,7 @@ from duplex.audio import USER_RATE_HZ, Samples
 from duplex.errors import InputError
 from encoders.fast_types import fast_in_bfloat16
 from encoders.speech_augment import SoundBank, resample_exact
-from encoders.speech_batches import Spoken, Words, letter_shares
+from encoders.speech_batches import Spoken
 
 PROGRAMS = ("flite", "espeak-ng")
 MADE = (("awb", 0.42), ("kal16", 0.34), ("espeak", 0.16), ("kal", 0.08))
@@ -58,8 +58,6 @@ PROMPTS = "prompts"
 PROMPT_SHARE, PROMPT_TIMES = 0.08, 30
 """Recorded prompts are repeated until they are this share of all recordings, but no more often than this."""
 LONGEST_S = 11.0
-COMMON = 0.6
-"""Power of how often a word is in the sentences by which it is drawn where words are learnt by themselves."""
 HELD_EVERY = 40
 """One text in so many is kept for judging."""
 
@@ -131,46 +129,15 @@ def gather(texts: Texts, folder: Path, device: torch.device) -> Spoken:
     sound, starts, length = torch.cat(sounds), torch.cat(begins), torch.cat(lengths)
     text = torch.cat(said).long().numpy()
     bank = SoundBank(sound, starts.to(device), length.to(device))
-    letters = [sum(c.isalpha() for c in piece.decode(errors="ignore")) + 4 * piece.strip().isdigit() for piece in texts.pieces]
-    shares = [
-        (letter_shares([letters[token] for token in first]), letter_shares([letters[token] for token in following]))
-        for first, following in zip(texts.first, texts.next, strict=True)
-    ]
     held = (text % HELD_EVERY == 0) & (np.array(voices) != PROMPTS)
-    phones = sounds_of(texts)
-    return Spoken(bank, text, voices, texts.first, texts.next, held, length.numpy(), shares, phones.texts, words_of(texts, phones))
+    return Spoken(bank, text, voices, held, length.numpy(), sounds_of(texts))
 
 
-@dataclass(frozen=True, slots=True)
-class Sounds:
-    """Phones, numbered in the order of joe's table without those that no text has."""
-
-    texts: list[NDArray[np.int64]]
-    """Each text's; [] where none has any."""
-    tokens: list[NDArray[np.int64]]
-    """Each token's, likewise."""
-    words: list[NDArray[np.int64]]
-    """Each word's, likewise."""
-
-
-def sounds_of(texts: Texts) -> Sounds:
-    """What is said in texts, tokens and words."""
-    made = [[phones[texts.sounds[phones]] for phones in many] for many in (texts.phones, texts.said, texts.words.phones)]
-    used = np.unique(np.concatenate(made[0]))
-    if not len(used):
-        return Sounds([], [], [])
-    return Sounds(*([np.searchsorted(used, one[np.isin(one, used)]) for one in many] for many in made))
-
-
-def words_of(texts: Texts, sounds: Sounds) -> Words | None:
-    """Words that have a sound; rare ones are likelier than among the sentences."""
-    heard = [index for index, phones in enumerate(sounds.words) if len(phones)]
-    if not heard:
-        return None
-    odds = texts.words.counts[heard] ** COMMON
-    words = texts.words
-    first, following = ([many[index] for index in heard] for many in (words.first, words.next))
-    return Words(first, following, [sounds.words[index] for index in heard], odds / odds.sum())
+def sounds_of(texts: Texts) -> list[NDArray[np.int64]]:
+    """Each text's phones, numbered in the order of joe's table without those that no text has."""
+    made = [phones[texts.sounds[phones]] for phones in texts.phones]
+    used = np.unique(np.concatenate(made))
+    return [np.searchsorted(used, one) for one in made]
 
 
 def keep_prompts(folder: Path, said: list[int], sounds: list[Samples]) -> None:

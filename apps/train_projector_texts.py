@@ -1,31 +1,20 @@
-"""What is said in the input projector's training: sentences, their tokens, their phones, and the LLM's embeddings of those tokens.
+"""What is said in the input projector's training: sentences and their phones.
 
-Everything that needs the lexicon, the tokenizer or the LLM happens here, once, and goes into one file (`projector-texts.safetensors`), so
-that the training itself needs none of them. Sources: templates of what people say to an agent, the questions and texts of the voice's
-corpus, and, where they are installed, WordNet's example sentences and definitions (`wordnet-base`) and the fortunes (`fortunes`), which
-know more words than templates do.
-
-Numbers are written as they are said ("eighty five"): a projector hears words, it does not do sums. Tokens that too few sentences hold to be
-learnt are spelt with smaller ones, so that any word can be written.
+Everything that needs the lexicon happens here, once, and goes into one file (`projector-texts.safetensors`), so that the training itself
+does not need it. Sources: templates of what people say to an agent, the questions and texts of the voice's corpus, and, where they are
+installed, WordNet's example sentences and definitions (`wordnet-base`) and the fortunes (`fortunes`), which know more words than templates
+do. Numbers are written as they are said ("eighty five"): a projector hears words, it does not do sums.
 
     text, text_offsets            UTF-8, flat
-    first, first_offsets          indexes into `vocabulary`: the sentence at the beginning of a turn
-    next, next_offsets            the same after another sentence, that is with a space in front
     phones, phones_offsets        the voice joe's ids without pads; empty where it cannot say the sentence
     sounds                        [256] which of those ids are sounds, not stress, length, marks or spaces
-    vocabulary                    [v] the LLM's ids of the tokens in use, ascending
-    pieces, pieces_offsets        their bytes
-    said, said_offsets            their phones, as if each were a word; empty where it is none
-    words_first, words_next, words_phones, words_count
-                                  words of the sentences: tokens at the beginning of a turn and later, phones, how often there
-    table, scale                  [v, 896] int8 and [v]: their embeddings
+    space                         the id that stands between words
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,11 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from agent.vocabulary import QwenVocabulary
 from apps import train_corpus_questions as corpus
 from apps import train_projector_words as words
 from decoders import numbers_en
@@ -82,58 +69,18 @@ FORTUNE_FILES = (
     "tao",
 )
 
-SEEN = 2
-"""A word that all sentences together have so often, not counting first words, is also learnt by itself."""
-RARE = 24
-"""A token that all sentences together have fewer times (each sentence counts twice) is spelt with others."""
-
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """Words by themselves."""
-
-    first: list[NDArray[np.int64]]
-    """[w] indexes into the vocabulary, at the beginning of a turn."""
-    next: list[NDArray[np.int64]]
-    """[w] the same later."""
-    phones: list[NDArray[np.uint8]]
-    """[w] joe's phones."""
-    counts: NDArray[np.int64]
-    """[w] how often each is in the sentences."""
-
 
 @dataclass(frozen=True, slots=True)
 class Texts:
     """What there is to say, and what it should become."""
 
     texts: list[str]
-    first: list[NDArray[np.int64]]
-    """Per text, indexes into the vocabulary, at the beginning of a turn."""
-    next: list[NDArray[np.int64]]
-    """Per text, the same after another sentence."""
     phones: list[NDArray[np.uint8]]
     """Per text, joe's phones; [0] where it cannot say it."""
     sounds: NDArray[np.bool_]
     """[256] which of joe's phones are sounds."""
-    vocabulary: Tensor
-    """[v] int32, the LLM's ids."""
-    table: Tensor
-    """[v, d] float32, their embeddings."""
-    pieces: list[bytes]
-    """[v] their bytes."""
-    said: list[NDArray[np.uint8]]
-    """[v] their phones, as if each were a word."""
-    words: Words
-    """Of the sentences."""
-
-    def read(self, tokens: Sequence[int]) -> str:
-        """Indexes into the vocabulary as text."""
-        return b"".join(self.pieces[token] for token in tokens).decode(errors="replace").strip()
-
-    def counts(self) -> Tensor:
-        """[v] how often each token is said."""
-        said = np.concatenate([*self.first, *self.next])
-        return torch.from_numpy(np.bincount(said, minlength=len(self.vocabulary)))
+    space: int
+    """The phone between words."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -244,83 +191,26 @@ def gather(count: int, seed: int, wordnet_folder: Path = WORDNET, fortunes_folde
     return [found[i] for i in rng.permutation(len(found))]
 
 
-def prepare(
-    texts: list[str], qwen: Path, split: Path, voice_config: Path, file: Path, tell: Callable[[str], None], more: Iterable[str] = ()
-) -> None:
-    """Tokens, phones and embeddings of `texts` into `file`. more: texts whose tokens shall be known as well. Raises WeightsError."""
+def prepare(texts: list[str], split: Path, voice_config: Path, file: Path, tell: Callable[[str], None]) -> None:
+    """`texts` and their phones into `file`. Raises WeightsError."""
     from decoders.bridge_voice import BridgeVoice
 
-    qwen_words = QwenVocabulary(qwen / "tokenizer.json")
     voice = BridgeVoice.load(split, voice_config, lambda ids: "")
-    written = [(qwen_words.encode(text), qwen_words.encode(" " + text)) for text in texts]
-    spelt = Speller(qwen_words, Counter(token for pair in written for one in pair for token in one))
-    ids = [(spelt(first), spelt(following)) for first, following in written]
-    extra = [token for text in more for variant in (text, " " + text) for token in spelt(qwen_words.encode(variant))]
-    counted = Counter(word for text in texts for word in re.findall(r"[A-Za-z][A-Za-z'-]*", text)[1:])
-    alone = [word for word, count in counted.items() if count >= SEEN]
-    spelt_alone = [(spelt(qwen_words.encode(word[0].upper() + word[1:])), spelt(qwen_words.encode(f" {word}"))) for word in alone]
-    used = sorted({token for pair in [*ids, *spelt_alone] for one in pair for token in one} | set(extra))
-    place = {token: index for index, token in enumerate(used)}
-    pieces = [qwen_words.token_bytes(token) for token in used]
     phones = []
     for index, text in enumerate(texts):
         phones.append(np.array(speakable(voice, text), np.uint8))
         if index % 5000 == 4999:
             tell(f"{index + 1} of {len(texts)} sentences")
-    with safe_open(qwen / "embedding.safetensors", "pt") as kept:
-        rows, scale = kept.get_tensor("weight"), kept.get_tensor("scale")
-    chosen = torch.tensor(used)
     flat = {
         **_flat("text", [np.frombuffer(text.encode(), np.uint8) for text in texts]),
-        **_flat("first", [np.array([place[t] for t in pair[0]], np.int32) for pair in ids]),
-        **_flat("next", [np.array([place[t] for t in pair[1]], np.int32) for pair in ids]),
         **_flat("phones", phones),
-        **_flat("pieces", [np.frombuffer(piece, np.uint8) for piece in pieces]),
-        **_flat("said", [np.array(speakable(voice, piece.decode(errors="ignore").strip()), np.uint8) for piece in pieces]),
-        **_flat("words_first", [np.array([place[t] for t in pair[0]], np.int32) for pair in spelt_alone]),
-        **_flat("words_next", [np.array([place[t] for t in pair[1]], np.int32) for pair in spelt_alone]),
-        **_flat("words_phones", [np.array(speakable(voice, word), np.uint8) for word in alone]),
-        "words_count": torch.tensor([counted[word] for word in alone]),
         "sounds": torch.from_numpy(sounds(voice.table.ids)),
-        "vocabulary": chosen.int(),
-        "table": rows[chosen],
-        "scale": scale[chosen],
+        "space": torch.tensor(voice.table.ids[" "][0]),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     save_file({name: value.contiguous() for name, value in flat.items()}, part)
     part.replace(file)
-
-
-class Speller:
-    """Tokens as they are taught: common ones as they are, others in as few common pieces as there are."""
-
-    def __init__(self, vocabulary: QwenVocabulary, counts: Counter[int], rare: int = RARE) -> None:
-        self._bytes = vocabulary.token_bytes
-        letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-        single = [token for letter in letters for text in (letter, f" {letter}") for token in vocabulary.encode(text)]
-        common = {token for token, count in counts.items() if count >= rare} | set(single)
-        common |= {token for token in counts if len(self._bytes(token)) == 1}
-        self._common = {self._bytes(token): token for token in common}
-        self._known: dict[int, list[int]] = {token: [token] for token in common}
-
-    def __call__(self, tokens: Sequence[int]) -> list[int]:
-        return [piece for token in tokens for piece in self._spelt(token)]
-
-    def _spelt(self, token: int) -> list[int]:
-        if token not in self._known:
-            word = self._bytes(token)
-            best: dict[int, list[int]] = {0: []}  # how each beginning that can be spelt is spelt
-            for end in range(1, len(word) + 1):
-                ways = [
-                    [*best[start], piece]
-                    for start in range(end)
-                    if start in best and (piece := self._common.get(word[start:end])) is not None
-                ]
-                if ways:
-                    best[end] = min(ways, key=len)
-            self._known[token] = best.get(len(word)) or [token]
-        return self._known[token]
 
 
 def sounds(ids: Mapping[str, Sequence[int]]) -> NDArray[np.bool_]:
@@ -353,25 +243,10 @@ def load(file: Path) -> Texts:
         raise WeightsError(
             f"{file} holds no texts for the projector's training ({error}); run `duologue train projector --pack`."
         ) from error
-    if "words_count" not in kept:
+    if "space" not in kept:
         raise WeightsError(f"{file} is of an older version; delete it and run `duologue train projector --pack` again.")
-    table = kept["table"].float() * kept["scale"].float()[:, None]
     texts = [bytes(one).decode() for one in _ragged(kept, "text")]
-    first, following, *alone = (
-        [one.astype(np.int64) for one in _ragged(kept, name)] for name in ("first", "next", "words_first", "words_next")
-    )
-    return Texts(
-        texts,
-        first,
-        following,
-        _ragged(kept, "phones"),
-        kept["sounds"].numpy(),
-        kept["vocabulary"],
-        table,
-        [one.tobytes() for one in _ragged(kept, "pieces")],
-        _ragged(kept, "said"),
-        Words(alone[0], alone[1], _ragged(kept, "words_phones"), kept["words_count"].numpy()),
-    )
+    return Texts(texts, _ragged(kept, "phones"), kept["sounds"].numpy(), int(kept["space"]))
 
 
 def _flat(name: str, rows: Sequence[NDArray[Any]]) -> dict[str, Tensor]:

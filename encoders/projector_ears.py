@@ -1,38 +1,44 @@
-"""Ears made of the input projector: each stretch of sound is taken in once, and what it says comes out as tokens and vectors for the LLM.
+"""Ears made of the input projector: each stretch of sound is taken in once; words come out, and vectors for the LLM.
 
 Notable: `transcribe` goes on from where the newest settled window ended, chunk by chunk of 320 ms; only the begun chunk at the window's
-end, and the one before it, are looked at anew next time, with silence after them, so that a last word is heard to end. What was said
-before is final: its vectors keep their keys, so the LLM's context that holds them is gone on from. The result does not depend on how often
-or when the caller asks.
+end, and the one before it, are looked at anew next time, with silence after them, so that a last word is heard to end. A word keeps its
+keys for as long as nothing before it is heard otherwise, so the LLM's context that holds them is gone on from. The result does not depend
+on how often or when the caller asks.
+
+What the LLM is given for a word is its own embedding of it, mixed with those of the words that may have been said in its place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from duplex.audio import Samples
 from duplex.checkpoint import read_tensors
 from duplex.english import LISTENING_OPENERS
-from duplex.errors import WeightsError
 from encoders import mel, speech_projector
 from encoders.ears import HeardVectors, Transcript
 from encoders.fast_types import fast_in_bfloat16
 from encoders.mel import HOP_SAMPLES, MELS, POWER_FLOOR, Mel, MelState
 from encoders.recent_frames import FRAME_RATE_HZ, MOST_KEPT_S, RecentFrames, blocks
-from encoders.speech_projector import ProjectorState, SpeechProjector, SpeechProjectorConfig, TokenHead, collapse
+from encoders.speech_projector import ProjectorState, SpeechProjector, SpeechProjectorConfig
 from encoders.speech_projector_layers import Lookback
+from encoders.word_lexicon import Lexicon
+from encoders.word_ngrams import FIRST, WordNgrams
+from encoders.word_search import Said, SearchState, WordSearch, WordSearchConfig, spelt
 
 WEIGHTS = Path(__file__).parent / "weights" / "projector.safetensors"
 """The shipped weights; the model card lies beside them."""
 
-_keys = count(1)  # of all vectors ever heard here; next() is atomic
+_KEYS = 64
+"""Keys for the vectors of one word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,9 @@ class ProjectorEarsConfig:
     end_silence_s: float = 0.32
     """Silence heard after a window's end, at least: what comes out is a chunk late."""
     snap: float = 0.0
-    """How far a vector is moved from what was heard (0) to the embedding of its token (1)."""
+    """How far a vector is moved from what may have been said (0) to the embedding of the likeliest word (1)."""
+    search: WordSearchConfig = field(default_factory=WordSearchConfig)
+    """How words are looked for."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.keep_s <= MOST_KEPT_S:
@@ -63,12 +71,8 @@ class Taken:
     """The next mel frame to take in."""
     stream: ProjectorState
     """Where the network is."""
-    last: int = 0
-    """Class of the newest frame out; 0 is the blank."""
-    said: tuple[tuple[int, str, Tensor], ...] = ()
-    """(key, piece of text, [D] vector) of each token so far."""
-    listening: float | None = None
-    """How likely the first token was a word by which listeners show that they listen; None before one or where no token is such."""
+    search: SearchState
+    """Where the search for words is."""
 
 
 @dataclass(slots=True)
@@ -117,63 +121,59 @@ class ProjectorEars:
     """`encoders.ears.Ears` on a speech projector. Holds no state of a conversation; `transcribe` may run in any thread."""
 
     def __init__(
-        self, net: SpeechProjector, head: TokenHead, pieces: Sequence[str], config: ProjectorEarsConfig | None = None
+        self,
+        net: SpeechProjector,
+        lexicon: Lexicon,
+        ngrams: WordNgrams,
+        encode: Callable[[str], Sequence[int]],
+        embed: Callable[[Sequence[int]], Tensor],
+        config: ProjectorEarsConfig | None = None,
     ) -> None:
-        """pieces: [V] the text of each token in use."""
-        self.net, self.head, self.pieces = net.requires_grad_(False).eval(), head.requires_grad_(False).eval(), pieces
-        self.config = config or ProjectorEarsConfig()
+        """encode: text -> the LLM's tokens. embed: tokens -> [n, D] its embeddings."""
+        self.net, self.config = net.requires_grad_(False).eval(), config or ProjectorEarsConfig()
+        self.search = WordSearch(lexicon, ngrams, self.config.search)
+        self._encode, self._embed = encode, embed
+        self._rows = lru_cache(4096)(self._embedded)
         self._light = False
-        self._openers = torch.tensor(
-            [i for i, piece in enumerate(pieces) if piece.strip().lower() in LISTENING_OPENERS], dtype=torch.long
-        )
+        self._openers = [i for i, word in enumerate(lexicon.words) if word.lower() in LISTENING_OPENERS]
 
     @classmethod
     def load(
         cls,
         whisper: Path,
+        encode: Callable[[str], Sequence[int]],
         embed: Callable[[Sequence[int]], Tensor],
-        decode: Callable[[Sequence[int]], str],
         config: ProjectorEarsConfig | None = None,
         weights: Path = WEIGHTS,
     ) -> ProjectorEars:
-        """From OpenAI's `tiny.en.pt` (its encoder), the LLM's embeddings and decoder, and what was trained here.
-
-        embed: ids -> [n, D]. decode: ids -> text. Raises WeightsError.
-        """
-        own = read_tensors(weights)
-        net, vocabulary, rest = speech_projector.restore(weights, own, read_tensors(whisper))
-        ids = vocabulary.tolist()
-        head = TokenHead(embed(ids), code=net.config.code)
-        if head.table.shape[1] != net.config.llm_width:
-            raise WeightsError(f"{weights} was taught for an LLM of width {net.config.llm_width}, not {head.table.shape[1]}.")
-        head.load_state_dict(rest)
-        ears = cls(net, head, [decode([token]) for token in ids], config)
-        if fast_in_bfloat16(net.out.weight.device):
+        """From OpenAI's `tiny.en.pt` (its encoder), the LLM's tokens and embeddings, and what was trained here. Raises WeightsError."""
+        net, lexicon, ngrams = speech_projector.restore(weights, read_tensors(weights), read_tensors(whisper))
+        ears = cls(net, lexicon, ngrams, encode, embed, config)
+        if fast_in_bfloat16(net.phone.weight.device):
             ears.compute_in_bfloat16()
         return ears
 
     @classmethod
     def tiny(
         cls,
+        encode: Callable[[str], Sequence[int]],
         embed: Callable[[Sequence[int]], Tensor],
-        decode: Callable[[Sequence[int]], str],
         seed: int = 0,
         config: ProjectorEarsConfig | None = None,
     ) -> ProjectorEars:
-        """Random weights over the first printable bytes of a vocabulary of bytes: hears nonsense, deterministically."""
-        ids = list(range(ord("a"), ord("z") + 1))
-        table = embed(ids)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            sizes = SpeechProjectorConfig(32, 2, 1, 1, 1, 32, 3, table.shape[1], 4, left=2)
-            net, head = SpeechProjector(sizes), TokenHead(table, code=sizes.code)
-            net.out.weight.data.mul_(6.0)  # the sound should matter
-        return cls(net, head, [decode([token]) for token in ids], config)
+        """Random weights, and each letter a word: hears nonsense, deterministically."""
+        words = ("",) * FIRST + tuple("abcdefghijklmnopqrstuvwxyz")
+        letters = np.arange(FIRST, len(words))
+        lexicon = Lexicon(words, letters, tuple((one,) for one in range(len(letters))), np.zeros(len(letters)))
+        ngrams = WordNgrams.count(([one] for one in letters.tolist()), len(words))
+        torch.manual_seed(seed)
+        net = SpeechProjector(SpeechProjectorConfig(32, 2, 1, 2, 64, 3, 8, 2, 12, len(letters)))
+        net.phone.weight.data *= 8.0
+        return cls(net, lexicon, ngrams, encode, embed, config)
 
     def compute_in_bfloat16(self) -> None:
         """Compute products in bfloat16, as the weights were taught; norms and sums stay in float32."""
         self._light = True
-        self.head.table, self.head.codes.data = self.head.table.bfloat16(), self.head.codes.data.bfloat16()
         for part in self.net.modules():
             if isinstance(part, (nn.Linear, nn.Conv1d, Lookback)):
                 part.weight.data = part.weight.data.bfloat16()
@@ -210,9 +210,9 @@ class ProjectorEars:
     def transcribe(self, window: ProjectorWindow) -> ProjectorTranscript:
         """The transcript of a snapshot: one pass over what is new, its whole chunks for good and the rest with silence behind it."""
         size = self.net.config.mel_frames
-        taken = window.taken or Taken(window.at, self.net.open())
+        taken = window.taken or Taken(window.at, self.net.open(), self.search.open())
         if taken.at < window.at:  # sound was lost: go on after it
-            taken = replace(taken, at=window.at, last=0)
+            taken = replace(taken, at=window.at)
         ended, known = taken, len(window.frames)
         if known or taken.stream.chunks:
             whole = known // size
@@ -220,14 +220,13 @@ class ProjectorEars:
             frames = np.full((total, MELS), np.log10(POWER_FLOOR), np.float32)
             frames[:known] = window.frames
             taken, ended = self._take(taken, frames, whole)
-        said = ended.said
-        text = "".join(piece for _, piece, _ in said).strip()
-        vectors = (
-            np.stack([vector.numpy() for _, _, vector in said]) if said else np.empty((0, self.net.config.llm_width), np.float32)
+        said = self.search.best(ended.search)
+        if said is None:
+            return ProjectorTranscript("", window.end, 1.0, taken=taken)
+        speech = self._heard(said)
+        return ProjectorTranscript(
+            "".join(speech.pieces), window.end, speech=speech, listening=self._listening(ended.search), taken=taken
         )
-        speech = HeardVectors(tuple(key for key, _, _ in said), tuple(piece for _, piece, _ in said), vectors) if text else None
-        no_speech = 0.0 if text else 1.0
-        return ProjectorTranscript(text, window.end, no_speech, speech=speech, listening=ended.listening, taken=taken)
 
     def settle(self, state: ProjectorEarsState, window: ProjectorWindow, transcript: Transcript) -> None:
         """Keep what is final, unless a newer turn or window came first."""
@@ -237,27 +236,57 @@ class ProjectorEars:
 
     def _take(self, taken: Taken, frames: Mel, whole: int) -> tuple[Taken, Taken]:
         """Take in chunks [t, 80] -> what is made of so many of them, and of all."""
-        out, size = self.net.config.out_frames, self.net.config.mel_frames
+        size, sounds = self.net.config.mel_frames, self.net.config.sounds
         with torch.autocast("cpu", torch.bfloat16, enabled=self._light):
-            vectors, _, stream = self.net(torch.from_numpy(frames)[None], taken.stream, whole)
-            scores = self.head(vectors)[0]
-        settled = ended = taken
-        for chunk, place in enumerate(range(0, len(scores), out)):
-            ended = self._read(ended, scores[place : place + out], vectors[0, place : place + out])
-            if chunk + 1 == whole:
-                settled = replace(ended, at=taken.at + whole * size, stream=stream)
-        return settled, ended
+            phones, stream = self.net(torch.from_numpy(frames)[None], taken.stream, whole)
+        odds = phones[0].float().log_softmax(1).numpy()
+        settled = self.search.step(taken.search, odds[: whole * sounds]) if whole else taken.search
+        ended = self.search.step(settled, odds[whole * sounds :])
+        return Taken(taken.at + whole * size, stream, settled), Taken(taken.at, stream, ended)
 
-    def _read(self, taken: Taken, scores: Tensor, vectors: Tensor) -> Taken:
-        """One chunk's frames out."""
-        tokens, frames, last = collapse(scores, taken.last)
-        made = self.head.embeddings(torch.lerp(self.head.meant(vectors[frames]), self.head.table[tokens].float(), self.config.snap))
-        new = tuple((-next(_keys), self.pieces[token], vector) for token, vector in zip(tokens, made, strict=True))
-        listening = taken.listening
-        if new and not taken.said and len(self._openers):
-            listening = float(scores[frames[0]].softmax(0)[1 + self._openers].sum())
-        return replace(taken, last=last, said=taken.said + new, listening=listening)
+    def _heard(self, said: Said) -> HeardVectors:
+        """All words up to one, and the marks between and after them."""
+        keys, pieces, vectors = list[int](), list[str](), list[NDArray[np.float32]]()
+        for word, text, mark in spelt(said, self.search.lexicon):
+            rows = self._rows(text) if mark else self._mixed(word, text)
+            first = word.key * _KEYS + (_KEYS // 2 if mark else 0)
+            keys += [-(first + index) for index in range(len(rows))]
+            pieces += [*[""] * (len(rows) - 1), text]
+            vectors.append(rows)
+        return HeardVectors(tuple(keys), tuple(pieces), np.concatenate(vectors))
+
+    def _embedded(self, text: str) -> NDArray[np.float32]:
+        """[n, D] the LLM's embeddings of a word or mark."""
+        found: NDArray[np.float32] = self._embed(list(self._encode(text))[: _KEYS // 2]).float().numpy()
+        return found
+
+    def _mixed(self, word: Said, text: str) -> NDArray[np.float32]:
+        """[n, D] the same, with the words that may have been said in its place, as far as these have as many tokens."""
+        own = self._rows(text)
+        alike = [
+            (share, rows)
+            for other, share in word.others
+            if len(rows := self._rows(_like(text, self.search.lexicon.words[other]))) == len(own)
+        ]
+        rest = (1 - self.config.snap) * sum(share for share, _ in alike)
+        mixed: NDArray[np.float32] = (1 - rest) * own
+        for share, rows in alike:
+            mixed = mixed + (1 - self.config.snap) * share * rows
+        return mixed.astype(np.float32)
+
+    def _listening(self, search: SearchState) -> float | None:
+        """How likely the first word shows listening."""
+        if not self._openers:
+            return None
+        odds = self.search.first_words(search)
+        return sum(odds.get(word, 0.0) for word in self._openers)
 
     @property
     def _keep_frames(self) -> int:
         return round(self.config.keep_s * FRAME_RATE_HZ)
+
+
+def _like(text: str, word: str) -> str:
+    """A word with a space in front and a capital where the text has them."""
+    space = " " if text.startswith(" ") else ""
+    return space + (word[:1].upper() + word[1:] if text.strip()[:1].isupper() else word)

@@ -1,24 +1,17 @@
-"""The input projector of the small profile: sound as it comes, chunk by chunk, into vectors in the LLM's input space, and into its tokens.
+"""The input projector's network: sound as it comes, chunk by chunk, into phones; `encoders.word_search` makes words of these.
 
-    log-mel 100 Hz -> Whisper's encoder 50 Hz -> our own layers, read as phones 25 Hz -> more, read as tokens 12.5 Hz -> LLM width
+    log-mel 100 Hz -> Whisper's encoder 50 Hz -> our own layers 25 Hz, read as phones
 
 Notable: Whisper's encoder looks at 30 s at once; here it looks, for every chunk of 320 ms, at a window of that chunk, some chunks before
 it and one after it. So what comes out is one chunk late, and the end of a turn costs two windows. Whisper's layers are as published and are
 not part of the shipped file. All of them are used: phones of unknown voices are read far better from the whole encoder in such windows than
 from its lower layers, with which a chunk would be encoded only once.
 
-Halfway the states are read as phones, and what was read goes on with them (self-conditioned CTC, arXiv:2104.02724): phones are learnt in
-a few hundred steps, words from sound alone in many thousands. Between the rates, and within each layer, convolutions look a little back;
-our own attention sees its own chunk and the 3.84 s before it.
-
-A frame's scores are its products with the LLM's own token embeddings (and one learnt vector for "nothing new", the blank), so the frames
-that say a token *are* nearly that token's embedding, and the LLM can read them. Beside these, products of a few more values with a learnt
-code of each token: embeddings say what a word means and not how it sounds, and from sound to meaning alone it is a long way to learn.
-
-One forward for both: a batch for training is "fresh state, one long step".
+Between the rates, and within each of our own layers, convolutions look a little back; our own attention sees its own chunk and the 3.84 s
+before it. One forward for both: a batch for training is "fresh state, one long step".
 
 Legend: B batch, C chunks in a step, M mel frames (32 per chunk), T positions (16 per chunk), N positions in a window, S sounds (8 per
-chunk), F frames out (4 per chunk), W width, H heads, D LLM width, K code width, V tokens in use, P phones.
+chunk), W width, H heads, P phones.
 """
 
 from __future__ import annotations
@@ -34,16 +27,14 @@ from torch.nn import functional
 from duplex.errors import WeightsError
 from encoders.mel import MELS, PEAK, QUIET, SILENCE
 from encoders.speech_projector_layers import KeysValues, Layer, Lookback, OwnLayer, chunk_mask
+from encoders.word_lexicon import Lexicon
+from encoders.word_ngrams import WordNgrams
 
 STEM_LEFT = 3
 """Mel frames before a chunk that its convolutions see."""
-OUT_RATE_HZ = 12.5
-"""Frames out per second."""
-SAYING = 0.3
-"""Share of frames that say a token, about."""
-CODE_WIDTH = 128
-"""Of the tokens' own codes."""
-_FORM = 7
+SOUND_RATE_HZ = 25.0
+"""Sounds per second."""
+_FORM = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +47,12 @@ class SpeechProjectorConfig:
     """Of each attention."""
     encoder_layers: int = 4
     """Whisper's, from the lowest."""
-    sound_layers: int = 2
-    """Our own at 25 Hz, which are read as phones."""
-    word_layers: int = 4
-    """Our own at 12.5 Hz, which are read as tokens."""
+    sound_layers: int = 4
+    """Our own, which are read as phones."""
     ffn: int = 1024
     """Inside our own layers."""
     reach: int = 7
     """Positions that the convolution within each of our own layers sees."""
-    llm_width: int = 896
-    """Of the LLM's embeddings."""
-    code: int = CODE_WIDTH
-    """Of the tokens' own codes."""
     chunk: int = 16
     """Encoder positions (20 ms each) that are computed together."""
     before: int = 4
@@ -75,13 +60,13 @@ class SpeechProjectorConfig:
     left: int = 12
     """Chunks before its own that a position of ours sees."""
     phones: int = 48
-    """That it tells apart halfway."""
+    """That it tells apart."""
 
     def __post_init__(self) -> None:
-        sizes = self.width, self.sound_layers, self.word_layers, self.ffn, self.chunk, self.before, self.left, self.phones
-        if self.width % (2 * self.heads) or self.chunk % 4 or min(sizes) < 1 or self.reach < 2:
+        sizes = self.width, self.sound_layers, self.ffn, self.chunk, self.before, self.left, self.phones
+        if self.width % (2 * self.heads) or self.chunk % 2 or min(sizes) < 1 or self.reach < 2:
             raise ValueError(
-                "width must be a multiple of twice the heads, chunk of 4, reach at least 2 and every other size at least 1"
+                "width must be a multiple of twice the heads, chunk of 2, reach at least 2 and every other size at least 1"
             )
 
     @property
@@ -90,9 +75,9 @@ class SpeechProjectorConfig:
         return 2 * self.chunk
 
     @property
-    def out_frames(self) -> int:
-        """Frames that come out for a chunk."""
-        return self.chunk // 4
+    def sounds(self) -> int:
+        """Sounds that come out for a chunk."""
+        return self.chunk // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,26 +114,19 @@ class SpeechProjector(nn.Module):
         self.sounds = nn.ModuleList([OwnLayer(c.width, c.heads, c.ffn, c.reach) for _ in range(c.sound_layers)])
         self.phone_norm = nn.LayerNorm(c.width)
         self.phone = nn.Linear(c.width, c.phones + 1)
-        self.told = nn.Linear(c.phones + 1, c.width, bias=False)
-        self.more = nn.Linear(c.width, c.width, bias=False)
-        nn.init.zeros_(self.more.weight)
-        self.to_words = Lookback(c.width, 4, 2)
-        self.words = nn.ModuleList([OwnLayer(c.width, c.heads, c.ffn, c.reach) for _ in range(c.word_layers)])
-        self.norm = nn.LayerNorm(c.width)
-        self.out = nn.Linear(c.width, c.llm_width + c.code)
         self.register_buffer("positions", sinusoids(1500, c.width), persistent=False)
 
     def open(self, batch: int = 1) -> ProjectorState:
         """A fresh state for `batch` streams."""
-        where = self.out.weight
+        where = self.phone.weight
         c = self.config
         peak = torch.full((batch,), QUIET, device=where.device)
         stem = torch.full((batch, STEM_LEFT, MELS), SILENCE, device=where.device)
         near = torch.zeros(batch, (1 + c.before) * c.chunk, c.width, device=where.device)
         return ProjectorState(0, peak, stem, near)
 
-    def forward(self, mel: Tensor, state: ProjectorState, settled: int | None = None) -> tuple[Tensor, Tensor, ProjectorState]:
-        """[B, M, 80] log10 mel power, whole chunks -> [B, F, D + K] vectors (unit: the table's), [B, S, 1 + P] phone scores, state.
+    def forward(self, mel: Tensor, state: ProjectorState, settled: int | None = None) -> tuple[Tensor, ProjectorState]:
+        """[B, M, 80] log10 mel power, whole chunks -> [B, S, 1 + P] scores of phones, the blank first, and the state.
 
         What comes out is that of the sound one chunk earlier. settled: after how many of the chunks the state shall be, where the rest may
         turn out to be something else; None for all of them.
@@ -156,9 +134,8 @@ class SpeechProjector(nn.Module):
         count = mel.shape[1] // self.config.mel_frames
         drop = 0 if settled is None else count - settled
         x, after = self.whisper(mel, state, drop)
-        sounds, phones, after = self.hear(x, after, drop)
-        vectors, after = self.word(phones, sounds, after, drop)
-        return vectors, phones, after if drop < count else state
+        phones, after = self.hear(x, after, drop)
+        return phones, after if drop < count else state
 
     def whisper(self, mel: Tensor, state: ProjectorState, drop: int = 0) -> tuple[Tensor, ProjectorState]:
         """[B, M, 80] log10 mel power -> [B, T, W], Whisper's part, one chunk late, and the state with that part brought up to date.
@@ -199,100 +176,23 @@ class SpeechProjector(nn.Module):
             x, _ = layer(x, None, mask, 0, 0, only=own if index == len(self.encoder) - 1 else None)
         return x
 
-    def hear(self, x: Tensor, state: ProjectorState, drop: int = 0) -> tuple[Tensor, Tensor, ProjectorState]:
-        """What `whisper` gave -> [B, S, W] our states of the sound, [B, S, 1 + P] phone scores, and the state for `word`."""
+    def hear(self, x: Tensor, state: ProjectorState, drop: int = 0) -> tuple[Tensor, ProjectorState]:
+        """What `whisper` gave -> [B, S, 1 + P] scores of phones, and the state after the step."""
         c = self.config
-        through = _Through(state, c, x.shape[1] // c.chunk, drop, 0, 0)
-        sounds = through.layers(self.sounds, through.look(self.to_sounds, self.encoder_norm(x)))
-        return sounds, self.phone(self.phone_norm(sounds)), through.state()
-
-    def word(self, phones: Tensor, sounds: Tensor | None, state: ProjectorState, drop: int = 0) -> tuple[Tensor, ProjectorState]:
-        """What `hear` gave -> [B, F, D + K] vectors, and the state after the step. sounds: None where there are phones alone."""
-        c = self.config
-        count = phones.shape[1] * 2 // c.chunk
-        through = _Through(state, c, count, drop, 1 + len(self.sounds), c.sound_layers)
-        x = self.told((0.5 * phones.log_softmax(2)).exp())  # roots: what is unlikely counts too
-        if sounds is not None:
-            x = x + self.more(sounds)
-        y = through.layers(self.words, through.look(self.to_words, x))
-        return self.out(self.norm(y)), replace(through.state(), chunks=state.chunks + count - drop)
+        count, past, size = x.shape[1] // c.chunk, list(state.past) or [None] * c.sound_layers, c.sounds
+        tails = list(state.tails) or [None] * (1 + c.sound_layers)
+        y, tails[0] = self.to_sounds(self.encoder_norm(x), tails[0], drop * c.chunk)
+        mask = chunk_mask(count, min(state.chunks, c.left), c.left, size, y.device)
+        for index, layer in enumerate(self.sounds):
+            assert isinstance(layer, OwnLayer)
+            near, tails[1 + index] = layer.near(layer.near_norm(y), tails[1 + index], drop * size)
+            y, past[index] = layer(y + near, past[index], mask, state.chunks * size, c.left * size, drop * size)
+        after = replace(state, chunks=state.chunks + count - drop, past=tuple(past), tails=tuple(tails))
+        return self.phone(self.phone_norm(y)), after
 
     def own_parameters(self) -> dict[str, Tensor]:
         """What is trained here and ships: everything but Whisper's."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith(("conv1.", "conv2.", "encoder."))}
-
-
-class _Through:
-    """A step through our own layers: takes what the stream remembers, place by place, and keeps what it will remember."""
-
-    def __init__(self, state: ProjectorState, config: SpeechProjectorConfig, count: int, drop: int, tail: int, layer: int) -> None:
-        """count, drop: chunks in the step, and the newest of them, which are not remembered. tail, layer: the first convolution and the
-        first attention that come.
-        """
-        c = config
-        self._state, self._config, self._count, self._drop, self._tail, self._layer = state, config, count, drop, tail, layer
-        self._tails: list[Tensor | None] = list(state.tails) or [None] * (2 + c.sound_layers + c.word_layers)
-        self._past = list(state.past) or [None] * (c.sound_layers + c.word_layers)
-
-    def look(self, back: Lookback, x: Tensor) -> Tensor:
-        """Through a convolution."""
-        made, self._tails[self._tail] = back(x, self._tails[self._tail], x.shape[1] // self._count * self._drop)
-        self._tail += 1
-        return made
-
-    def layers(self, layers: nn.ModuleList, y: Tensor) -> Tensor:
-        """Through layers of one rate."""
-        state, left, size = self._state, self._config.left, y.shape[1] // self._count
-        mask = chunk_mask(self._count, min(state.chunks, left), left, size, y.device)
-        for layer in layers:
-            assert isinstance(layer, OwnLayer)
-            y = y + self.look(layer.near, layer.near_norm(y))
-            y, self._past[self._layer] = layer(
-                y, self._past[self._layer], mask, state.chunks * size, left * size, self._drop * size
-            )
-            self._layer += 1
-        return y
-
-    def state(self) -> ProjectorState:
-        """What the stream remembers now, at the chunk where the step began."""
-        return replace(self._state, past=tuple(self._past), tails=tuple(self._tails))
-
-
-class TokenHead(nn.Module):
-    """Scores of frames: their products with the LLM's embeddings of the tokens in use and codes of these, biases, the blank's vector."""
-
-    table: Tensor
-    size: Tensor
-
-    def __init__(self, table: Tensor, counts: Tensor | None = None, code: int = CODE_WIDTH) -> None:
-        """table: [V, D] embeddings. counts: [V] how often each is said, for biases to begin with. code: K."""
-        super().__init__()
-        size = table.float().pow(2).mean().sqrt().clamp(min=1e-6)
-        self.register_buffer("table", table.float() / size, persistent=False)  # rows of size about 1
-        self.register_buffer("size", size, persistent=False)
-        self.sharp = nn.Parameter(torch.tensor(12.0 / table.shape[1]).log())  # its logarithm
-        common = torch.full((len(table),), 1 / len(table)) if counts is None else (counts + 0.5) / (counts + 0.5).sum()
-        self.bias = nn.Parameter(torch.cat((torch.tensor([1 - SAYING]), SAYING * common)).log().float())
-        self.blank = nn.Parameter(0.5 * torch.randn(table.shape[1]))
-        self.codes = nn.Parameter(torch.zeros(len(table), code))
-
-    def forward(self, vectors: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """[..., D + K] as the projector gives them -> [..., 1 + V] scores, the blank first. chosen: [C] tokens to score, not all V."""
-        rows = self.table if chosen is None else self.table[chosen]
-        codes = self.codes if chosen is None else self.codes[chosen]
-        bias = self.bias if chosen is None else torch.cat((self.bias[:1], self.bias[1 + chosen]))
-        meant, sounds = vectors.split((self.table.shape[1], self.codes.shape[1]), -1)
-        blank = (meant @ self.blank.to(meant.dtype))[..., None]
-        said = self.sharp.exp() * functional.linear(meant, rows).float() + functional.linear(sounds, codes).float()
-        return torch.cat((self.sharp.exp() * blank.float(), said), -1) + bias
-
-    def meant(self, vectors: Tensor) -> Tensor:
-        """[..., D + K] as the projector gives them -> [..., D], where it sees them among the rows of the table."""
-        return vectors[..., : self.table.shape[1]].float()
-
-    def embeddings(self, meant: Tensor) -> Tensor:
-        """[..., D] in the table's size -> in the one that the LLM's own embeddings have."""
-        return meant * self.size
 
 
 def level(mel: Tensor, peak: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
@@ -313,23 +213,13 @@ def sinusoids(length: int, width: int) -> Tensor:
     return torch.cat((angles.sin(), angles.cos()), 1)
 
 
-def collapse(scores: Tensor, before: int = 0) -> tuple[list[int], list[int], int]:
-    """[F, 1 + V] -> CTC's greedy reading: tokens (0 is the first in use), the frame that says each best, and the last frame's class.
-
-    before: the class of the frame before the first, as the last call gave it.
-    """
-    best = scores.argmax(1).tolist()
-    sure = scores.log_softmax(1).amax(1).tolist()
-    tokens: list[int] = []
-    frames: list[int] = []
-    for frame, found in enumerate(best):
-        if found and found != before:
-            tokens.append(found - 1)
-            frames.append(frame)
-        elif found and frames and frame and sure[frame] > sure[frames[-1]]:
-            frames[-1] = frame
-        before = found
-    return tokens, frames, before
+def collapse(scores: Tensor) -> list[int]:
+    """[S, 1 + P] -> CTC's greedy reading, from 0."""
+    best = scores.argmax(1)
+    changed = torch.ones_like(best, dtype=torch.bool)
+    changed[1:] = best[1:] != best[:-1]
+    found: list[int] = (best[changed & (best > 0)] - 1).tolist()
+    return found
 
 
 def load_whisper(net: SpeechProjector, tensors: dict[str, Tensor]) -> None:
@@ -352,11 +242,8 @@ def load_whisper(net: SpeechProjector, tensors: dict[str, Tensor]) -> None:
         raise WeightsError(f"This is not the encoder of Whisper tiny.en ({error}); fetch the weights again.") from error
 
 
-def restore(file: Path, own: dict[str, Tensor], whisper: dict[str, Tensor]) -> tuple[SpeechProjector, Tensor, dict[str, Tensor]]:
-    """What `save` wrote, and Whisper's encoder -> the net, the [V] ids of the tokens in use, and the head's parameters.
-
-    file: for its metadata and messages. Raises WeightsError when something does not fit.
-    """
+def restore(file: Path, own: dict[str, Tensor], whisper: dict[str, Tensor]) -> tuple[SpeechProjector, Lexicon, WordNgrams]:
+    """What `save` wrote, and Whisper's encoder. file: for its metadata and messages. Raises WeightsError when something does not fit."""
     from safetensors import safe_open
 
     try:
@@ -366,24 +253,26 @@ def restore(file: Path, own: dict[str, Tensor], whisper: dict[str, Tensor]) -> t
             raise ValueError(f"form {told.get('form')} instead of {_FORM}")
         net = SpeechProjector(SpeechProjectorConfig(*map(int, told["sizes"].split())))
         load_whisper(net, whisper)
-        learnt = {name[4:]: value.float() for name, value in own.items() if name.startswith("net.")}
+        learnt = {name: value.float() for name, value in _part(own, "net").items()}
         if learnt.keys() != net.own_parameters().keys():
             raise ValueError("its tensors are not those of a projector")
         net.load_state_dict(learnt, strict=False)
-        head = {name[5:]: value.float() for name, value in own.items() if name.startswith("head.")}
-        return net, own["vocabulary"].long(), head
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise WeightsError(f"{file} does not hold an input projector of this version ({error}).") from error
+    return net, Lexicon.of(_part(own, "lexicon")), WordNgrams.of(_part(own, "ngrams"))
 
 
-def save(file: Path, net: SpeechProjector, head: TokenHead, vocabulary: Tensor) -> dict[str, Tensor]:
-    """Write what ships: fp16, our own parameters, the head's, and the [V] ids of the tokens in use."""
+def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+
+def save(file: Path, net: SpeechProjector, lexicon: Lexicon, ngrams: WordNgrams) -> dict[str, Tensor]:
+    """Write what ships: our own parameters in fp16, the words and what comes after what."""
     from safetensors.torch import save_file
 
     kept = {f"net.{name}": value.half() for name, value in net.own_parameters().items()}
-    kept |= {f"head.{name}": value.detach().half() for name, value in head.named_parameters()}
-    kept["head.sharp"] = head.sharp.detach().float()
-    kept["vocabulary"] = vocabulary.int()
+    kept |= {f"lexicon.{name}": value for name, value in lexicon.tensors().items()}
+    kept |= {f"ngrams.{name}": value for name, value in ngrams.tensors().items()}
     kept = {name: value.detach().cpu().contiguous() for name, value in kept.items()}
     c = net.config
     sizes = " ".join(str(getattr(c, one.name)) for one in fields(c))

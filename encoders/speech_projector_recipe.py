@@ -16,30 +16,14 @@ class ProjectorTrainingConfig:
     batch_s: float = 700.0
     """Sound per step."""
     rate: float = 1.2e-3
-    """Peak learning rate of the projector and the head."""
+    """Peak learning rate."""
     warm_steps: int = 150
     """Steps until the peak."""
     decay: float = 0.01
     """Weight decay."""
-    negatives: int | None = None
-    """Tokens drawn for each step that it is judged against besides those it says; None for all others."""
-    pull: float = 0.05
-    """Weight of the pull towards embeddings."""
-    phones: float = 1.0
-    """Weight of the phones, per phone."""
-    guide: float = 1.0
-    """Weight of the guide at the start; it falls to none."""
-    guided: float = 0.3
-    """Share of the time in which it falls, from when tokens are learnt."""
-    hearing: float = 0.0
-    """Share of the time, at first, in which only phones are learnt; if there is any, they are not learnt later."""
-    reading: float = 0.0
-    """Share of the time, after that, in which only tokens are learnt, from pieces; so do three of four steps after it."""
-    pieces_h: float = 2.0
-    """Hours of sound that are cut up for it."""
     again: int = 1
     """How often a batch that Whisper has heard is learnt from, on average: to hear costs several times what to learn does."""
-    memory_h: float = 6.0
+    memory_h: float = 12.0
     """Hours of sound that are remembered for it, at 140 MB an hour."""
     eased: float = 0.4
     """Share of the time after which the sound is spoilt in full."""
@@ -59,15 +43,11 @@ ON_A_CPU = ProjectorTrainingConfig(
     batch_s=40.0,
     rate=1e-3,
     warm_steps=300,
-    negatives=1024,
-    again=4,
-    hearing=0.25,
-    reading=0.45,
-    eased=0.3,
+    again=3,
+    eased=0.15,
     masked_p=0.2,
     augment=AugmentConfig(
         speed=1.15, throat=1.1, room_p=0.35, noise_p=0.5, noise_db=(6.0, 32.0), line_p=0.1, clip_p=0.03, quietest_db=-30.0
     ),
 )
-"""What two cores can do: many small steps instead of few large ones, tokens judged against drawn ones and learnt from pieces first, and
-sound that is spoilt less."""
+"""What two cores can do: many small steps instead of few large ones, each batch learnt from thrice, and sound that is spoilt less."""

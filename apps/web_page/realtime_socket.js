@@ -90,7 +90,7 @@ export class RealtimeSocket {
   /** A browser does not tell why a WebSocket was refused, so ask the server over HTTP whether it is there at all. */
   async whyRefused() {
     try {
-      const answer = await fetch("/healthz", { cache: "no-store", signal: AbortSignal.timeout(3000) });
+      const answer = await fetch("/healthz", { cache: "no-store", signal: AbortSignal.timeout(10_000) });
       if (!answer.ok) return "The server is starting or shutting down. Try again in a moment.";
       return this.key
         ? "The server refused the connection: the access key is wrong."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 
 from apps import cli, train_projector, train_projector_speech, train_projector_texts
 from apps.train_corpus_questions import questions
+from apps.train_projector_language import learn
 from apps.train_projector_speech import (
     HELD_EVERY,
     MADE,
@@ -23,16 +23,15 @@ from apps.train_projector_speech import (
     PROMPTS,
     SpeechConfig,
     keep_prompts,
-    sounds_of,
     speak,
 )
 from apps.train_projector_speech import gather as gather_speech
-from apps.train_projector_texts import Speller, fortunes, gather, load, sounds, templates, tidy, wordnet
+from apps.train_projector_texts import Texts, fortunes, gather, load, sounds, templates, tidy, wordnet
 from duplex.errors import InputError, WeightsError
 from encoders.speech_projector import SpeechProjector, SpeechProjectorConfig
 from tests.encoders.test_speech_projector import whisper_tensors
 
-SMALL = SpeechProjectorConfig(32, 2, 1, 1, 1, 48, 3, 24, 4, left=2)
+SMALL = SpeechProjectorConfig(32, 2, 1, 1, 48, 3, left=2)
 
 SPEAKS = f"""#!{sys.executable}
 import math, struct, sys, wave
@@ -67,23 +66,12 @@ def work(tmp_path: Path) -> Path:
     numbers = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
     texts = [f"{word}." for word in numbers for _ in range(9)][: HELD_EVERY + 10]
     flat = train_projector_texts._flat
-    letters = [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
     save_file(
         {
             **flat("text", [np.frombuffer(text.encode(), np.uint8) for text in texts]),
-            **flat("first", letters),
-            **flat("next", [np.concatenate([[32], row]).astype(np.int32) for row in letters]),
             **flat("phones", [np.frombuffer(text.lower().encode(), np.uint8) for text in texts]),
             "sounds": torch.tensor([chr(byte).isalpha() and byte < 128 for byte in range(256)]),
-            **flat("pieces", [np.array([byte], np.uint8) for byte in range(128)]),
-            **flat("said", [np.array([byte] if chr(byte).islower() else [], np.uint8) for byte in range(128)]),
-            **flat("words_first", [np.frombuffer(word.encode(), np.uint8).astype(np.int32) for word in numbers]),
-            **flat("words_next", [np.frombuffer(f" {word}".encode(), np.uint8).astype(np.int32) for word in numbers]),
-            **flat("words_phones", [np.frombuffer(b"" if word == "two" else word.encode(), np.uint8) for word in numbers]),
-            "words_count": torch.arange(len(numbers)),
-            "vocabulary": torch.arange(128, dtype=torch.int32),
-            "table": torch.randint(-127, 127, (128, 24), dtype=torch.int8),
-            "scale": torch.full((128,), 1e-4),
+            "space": torch.tensor(32),
         },
         folder / "projector-texts.safetensors",
     )
@@ -163,7 +151,7 @@ def test_the_command_makes_weights_a_card_and_goes_on(
     tmp_path: Path, work: Path, flite: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        train_projector, "SpeechProjectorConfig", functools.partial(SpeechProjectorConfig, 32, 2, 1, 1, 1, 48, 3, left=2)
+        train_projector, "SpeechProjectorConfig", functools.partial(SpeechProjectorConfig, 32, 2, 1, 1, 48, 3, left=2)
     )
     out = tmp_path / "out" / "projector.safetensors"
     command = ["train", "projector", "--work", str(work), "--device", "cpu", "--batch", "20", "--flite", flite, "--threads", "2"]
@@ -180,34 +168,6 @@ def test_the_command_makes_weights_a_card_and_goes_on(
     assert cli.main([*command, "--minutes", "0.02", "--begin", str(out)]) == 0
     assert f"beginning with {out}" in capsys.readouterr().out
     assert cli.main([*command, "--minutes", "0"]) == 2
-
-
-class Syllables:
-    """A vocabulary of a few tokens; as many of `QwenVocabulary`'s methods as a speller needs."""
-
-    tokens = (
-        *(bytes([byte]) for byte in range(128)),
-        *(b" " + bytes([byte]) for byte in range(128)),
-        b" cat",
-        b" cath",
-        b"edral",
-        b" cathedral",
-    )
-
-    def token_bytes(self, token: int) -> bytes:
-        return self.tokens[token]
-
-    def encode(self, text: str) -> list[int]:
-        return [self.tokens.index(text.encode())]
-
-
-def test_rare_tokens_are_spelt_with_common_ones() -> None:
-    known = Syllables()
-    cat, cath, edral, cathedral = range(256, 260)
-    spell = Speller(known, Counter({cat: 30, edral: 30, cath: 3, cathedral: 2, ord("."): 1}), rare=24)  # type: ignore[arg-type]
-    assert spell([cat, ord(".")]) == [cat, ord(".")]
-    assert spell([cathedral]) == [cat, ord("h"), edral]
-    assert b"".join(map(known.token_bytes, spell([cath, cathedral]))) == b" cath cathedral"
 
 
 def test_stress_length_and_marks_are_no_sounds() -> None:
@@ -228,5 +188,33 @@ def test_prompts_are_heard_more_often_and_never_judged_by(tmp_path: Path, work: 
     assert spoken.bank.sound[start : start + 8000].unique().tolist() == [8191] and spoken.lengths[rows[-1]] == 8000
     used = sorted(set("".join(texts.texts).replace(".", "")))
     assert [used[one] for one in spoken.phones[0]] == list(texts.texts[0].strip("."))
-    of_tokens = sounds_of(texts).tokens  # letters that no text has are left out
-    assert [[used[one] for one in of_tokens[ord(letter)]] for letter in "oq."] == [["o"], [], []]
+
+
+def said(text: str, words: str) -> tuple[str, np.ndarray]:
+    return text, np.frombuffer(words.encode(), np.uint8)
+
+
+def test_what_is_known_of_the_language_is_what_its_texts_say() -> None:
+    rows = [
+        said("Kept for judging.", "kept for"),
+        *[said("Is it Ann's cat?", "is it anz kat")] * 5,
+        said("It is. So is Ann.", "it is so iz an"),
+    ]
+    rows += [said("Seven two one.", "seven")] * 2 + [said("Is a dog? It is.", "iz a dog it is")]
+    texts = Texts(
+        [one for one, _ in rows], [one for _, one in rows], np.array([chr(i).isalpha() and i < 128 for i in range(256)]), 32
+    )
+    found = learn(texts, 100)
+    lexicon, ngrams = found.lexicon, found.ngrams
+    assert set(lexicon.words) == {"", "is", "it", "Ann's", "cat", "so", "Ann", "a", "dog"}
+    used = sorted(set("keptforisitanzkatitissoizanseveniza" + "dogitis"))
+    ways = {(lexicon.words[word], "".join(used[p] for p in way)) for word, way in zip(lexicon.word, lexicon.phones, strict=True)}
+    assert ("is", "is") in ways and ("is", "iz") in ways and ("Ann's", "anz") in ways and ("Ann", "an") in ways
+    odds = {used_way: odd for used_way, odd in zip(lexicon.phones, lexicon.odds, strict=True)}
+    assert np.exp([odds[tuple(used.index(p) for p in way)] for way in ("is", "iz")]).tolist() == pytest.approx([7 / 9, 2 / 9])
+    number = {word: index for index, word in enumerate(lexicon.words)}
+    assert lexicon.question([number["is"], number["it"]]) and not lexicon.question([number["it"], number["is"]])
+    pair = np.array([number["is"]]), np.array([number["it"]])
+    assert ngrams.log(*pair, np.array([number["Ann's"]]))[0] > ngrams.log(*pair, np.array([number["dog"]]))[0] + 1
+    with pytest.raises(InputError, match="--pack"):
+        learn(Texts(["One two."], [np.zeros(0, np.uint8)], texts.sounds, 32), 100)

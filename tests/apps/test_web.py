@@ -93,18 +93,18 @@ def test_keys_and_places(tmp_path: Path) -> None:
         with browser_page(microphone) as (page, seen), browser_contexts(page) as other:
             page.goto(f"{url}/")
             page.get_by_role("button", name="Talk").click()
-            page.wait_for_function("document.querySelector('.problem').textContent.includes('asks for an access key')")
+            _wait_for_problem(page, "asks for an access key")
             page.get_by_role("button", name="Settings").click()
             _enter_key(page, "wrong")
             page.get_by_role("button", name="Talk").click()
-            page.wait_for_function("document.querySelector('.problem').textContent.includes('the access key is wrong')")
+            _wait_for_problem(page, "the access key is wrong")
             _enter_key(page, "secret")
             page.get_by_role("button", name="Talk").click()
             page.wait_for_function("document.querySelector('.status').textContent === 'Listening.'")
             assert host.places_taken == 1
             other.goto(f"{url}/#key=secret")
             other.get_by_role("button", name="Talk").click()
-            other.wait_for_function("document.querySelector('.problem').textContent.includes('All places')")
+            _wait_for_problem(other, "All places")
             page.get_by_role("button", name="Stop", exact=True).click()
             _wait_for_places(page, host)
             other.get_by_role("button", name="Talk").click()
@@ -112,6 +112,14 @@ def test_keys_and_places(tmp_path: Path) -> None:
             other.close()
             _wait_for_places(page, host)
             assert seen.foreign == []
+
+
+def _wait_for_problem(page: Any, text: str) -> None:
+    """The page explains what went wrong."""
+    deadline = time.monotonic() + 30
+    while text not in (shown := page.locator(".problem").text_content()):
+        assert time.monotonic() < deadline, f"the page says {shown!r}, and {page.locator('.status').text_content()!r}"
+        page.wait_for_timeout(50)
 
 
 def _wait_for_places(page: Any, host: Host) -> None:

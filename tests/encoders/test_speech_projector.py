@@ -1,14 +1,17 @@
 """The projector's promises: a stream gives what one long step gives, the future changes nothing, and what is saved is what is loaded."""
 
+import numpy as np
 import pytest
 import torch
 
 from duplex.errors import WeightsError
 from encoders import mel, speech_projector
-from encoders.speech_projector import SpeechProjector, SpeechProjectorConfig, TokenHead, collapse, level, load_whisper
+from encoders.speech_projector import SpeechProjector, SpeechProjectorConfig, collapse, level, load_whisper
+from encoders.word_lexicon import Lexicon
+from encoders.word_ngrams import WordNgrams
 from tests.encoders.babble import babble
 
-SMALL = SpeechProjectorConfig(32, 2, 2, 1, 2, 48, 3, 24, 4, before=2, left=2)
+SMALL = SpeechProjectorConfig(32, 2, 2, 3, 48, 3, before=2, left=2)
 CHUNK = SMALL.mel_frames
 
 
@@ -16,7 +19,7 @@ CHUNK = SMALL.mel_frames
 def net():
     torch.manual_seed(0)
     found = SpeechProjector(SMALL)
-    for layer in (*found.sounds, *found.words):
+    for layer in found.sounds:
         layer.near.weight.data.normal_(0, 0.4)  # they begin without any say
     return found.requires_grad_(False).eval()
 
@@ -46,25 +49,23 @@ def whisper_tensors(net):
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1, 1, 1), (3, 4), (1, 5, 1), (2, 2, 3)])
 def test_a_stream_gives_what_one_long_step_gives(net, sound, sizes):
-    whole, phones, _ = net(sound, net.open(2))
-    state, at, made, heard = net.open(2), 0, [], []
+    whole, _ = net(sound, net.open(2))
+    state, at, made = net.open(2), 0, []
     for count in sizes:
-        vectors, some, state = net(sound[:, at : at + count * CHUNK], state)
+        phones, state = net(sound[:, at : at + count * CHUNK], state)
         at += count * CHUNK
-        made.append(vectors)
-        heard.append(some)
+        made.append(phones)
     assert torch.allclose(torch.cat(made, 1), whole, atol=1e-4)
-    assert torch.allclose(torch.cat(heard, 1), phones, atol=1e-4)
-    assert whole.shape == (2, 7 * SMALL.out_frames, 24 + 4) and phones.shape == (2, 7 * SMALL.chunk // 2, 49)
+    assert whole.shape == (2, 7 * SMALL.sounds, 49)
 
 
 @pytest.mark.parametrize("settled", [0, 1, 2, 5, 7])
 def test_a_step_may_leave_its_newest_chunks_open(net, sound, settled):
-    _, _, state = net(sound[:, : 2 * CHUNK], net.open(2))
-    tried, _, after = net(sound[:, : 7 * CHUNK].flip(1), state, settled)
+    _, state = net(sound[:, : 2 * CHUNK], net.open(2))
+    tried, after = net(sound[:, : 7 * CHUNK].flip(1), state, settled)
     if settled:
-        wanted, _, alike = net(sound[:, : 7 * CHUNK].flip(1)[:, : settled * CHUNK], state)
-        assert torch.allclose(tried[:, : settled * SMALL.out_frames], wanted, atol=1e-4)
+        wanted, alike = net(sound[:, : 7 * CHUNK].flip(1)[:, : settled * CHUNK], state)
+        assert torch.allclose(tried[:, : settled * SMALL.sounds], wanted, atol=1e-4)
     else:
         alike = state
     assert after.chunks == alike.chunks == 2 + settled
@@ -73,11 +74,11 @@ def test_a_step_may_leave_its_newest_chunks_open(net, sound, settled):
 
 
 def test_the_future_changes_nothing_and_the_near_past_does(net, sound):
-    before, _, _ = net(sound, net.open(2))
+    before, _ = net(sound, net.open(2))
     later = sound.clone()
     later[:, 4 * CHUNK :] += 1.0
-    after, _, _ = net(later, net.open(2))
-    edge = 4 * SMALL.out_frames
+    after, _ = net(later, net.open(2))
+    edge = 4 * SMALL.sounds
     assert torch.equal(before[:, :edge], after[:, :edge])
     assert not torch.allclose(before[:, edge:], after[:, edge:], atol=1e-3)
 
@@ -95,34 +96,11 @@ def test_parts_of_chunks_are_refused(net, sound):
         net(sound[:, :40], net.open(2))
 
 
-def test_greedy_reading_joins_repeats_across_calls():
+def test_greedy_reading_joins_repeats():
     scores = torch.full((7, 4), -5.0)
-    for frame, (winner, how) in enumerate([(0, 9), (2, 1), (2, 6), (0, 9), (2, 3), (1, 4), (1, 9)]):
-        scores[frame, winner] = float(how)
-    assert collapse(scores) == ([1, 1, 0], [2, 4, 6], 1)
-    assert collapse(scores[6:], before=1) == ([], [], 1)
-
-
-def test_biases_begin_with_what_is_common():
-    head = TokenHead(torch.randn(3, 24), torch.tensor([8, 1, 0]), 4)
-    odds = head.bias.detach().softmax(0)
-    assert odds.sum() == pytest.approx(1.0) and odds[0] == pytest.approx(0.7) and odds[1] > 4 * odds[2] > odds[3] > 0
-
-
-def test_scores_are_products_with_the_embeddings():
-    torch.manual_seed(1)
-    table = 0.02 * torch.randn(40, 24)
-    head = TokenHead(table, code=4)
-    vectors = torch.cat((2 * table / head.size, torch.zeros(40, 4)), 1)
-    scores = head(vectors)
-    assert scores.shape == (40, 41)
-    assert torch.equal(scores.argmax(1) - 1, torch.arange(40))
-    assert torch.allclose(head.embeddings(head.meant(vectors) / 2), table, atol=1e-6)
-    vectors[:, 24] = 3.0  # sounds as one token does, whatever it means
-    head.codes.data[7, 0] = 30.0
-    assert torch.allclose(head(vectors)[:, 1:8], scores[:, 1:8], atol=1e-4) and (head(vectors).argmax(1) == 8).all()
-    chosen = torch.tensor([7, 3])
-    assert torch.allclose(head(vectors, chosen), head(vectors)[:, [0, 8, 4]], atol=1e-4)
+    for sound, winner in enumerate([0, 2, 2, 0, 2, 1, 1]):
+        scores[sound, winner] = 3.0
+    assert collapse(scores) == [1, 1, 0] and collapse(scores[:1]) == []
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path, net, sound):
@@ -130,15 +108,14 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, net, sound):
     whisper = whisper_tensors(own)
     load_whisper(own, whisper)
     own.half().float()  # as the file will have it
-    head = TokenHead(torch.randn(5, 24), code=4)
+    lexicon = Lexicon(("", "", "one"), np.array([2]), ((3, 4),), np.zeros(1))
     file = tmp_path / "projector.safetensors"
-    kept = speech_projector.save(file, own, head, torch.tensor([3, 5, 8, 9, 11]))
+    kept = speech_projector.save(file, own, lexicon, WordNgrams.count([[2]], 3))
     assert not any(name.startswith(("net.conv", "net.encoder.")) for name in kept)
     from duplex.checkpoint import read_tensors
 
-    again, vocabulary, parameters = speech_projector.restore(file, read_tensors(file), whisper)
-    assert vocabulary.tolist() == [3, 5, 8, 9, 11] and again.config == SMALL
-    assert parameters.keys() == {"sharp", "bias", "blank", "codes"}
+    again, words, ngrams = speech_projector.restore(file, read_tensors(file), whisper)
+    assert again.config == SMALL and words.words == lexicon.words and words.phones == lexicon.phones and ngrams.words == 3
     with torch.inference_mode():
         assert torch.allclose(again(sound, again.open(2))[0], own(sound, own.open(2))[0], atol=2e-2)
     with pytest.raises(WeightsError, match="not the encoder"):
