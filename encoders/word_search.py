@@ -32,6 +32,8 @@ class WordSearchConfig:
 
     words_weight: float = 0.6
     """Of the words' probabilities beside the phones'."""
+    another: float = -3.0
+    """What is added to a score where another sentence begins."""
     beam: float = 13.0
     """Ways that are worse than the best by more are given up."""
     floor: float = -5.0
@@ -190,7 +192,7 @@ class WordSearch:
         new = np.ones(len(at), bool)  # of the ways to one pair of words the best goes on
         new[1:] = (last[1:] != last[:-1]) | (word[1:] != word[:-1])
         others = _others(ways.last[at[new]], word[new], score[new])
-        stops = score[new] + c.words_weight * self.ngrams.log(last[new], word[new], np.full(int(new.sum()), END))
+        stops = score[new] + c.another + c.words_weight * self.ngrams.log(last[new], word[new], np.full(int(new.sum()), END))
         begun: dict[int, tuple[float, int]] = {}
         for index, (way, previous, this, value, stop) in enumerate(
             zip(at[new].tolist(), last[new].tolist(), word[new].tolist(), score[new].tolist(), stops.tolist(), strict=True)
