@@ -133,8 +133,11 @@ def test_first_words_are_weighed(search):
     assert max(search.first_words(search.step(search.open(), heard("hosat"))).items(), key=lambda one: one[1])[0] == ID["who"]
 
 
-def test_sentences_end_and_begin(search):
-    assert text(search, search.step(search.open(), heard("hosat hekatsat"))) == "Who sat? The cat sat."
+def test_a_sentence_begins_where_the_words_ask_for_it(search):
+    said = heard("hosat hekatsat")
+    for another, words in ((0.0, "Who sat? The cat sat."), (-9.0, "Who sat the cat sat?")):
+        eager = WordSearch(search.lexicon, search.ngrams, WordSearchConfig(another=another))
+        assert text(eager, eager.step(eager.open(), said)) == words
 
 
 def test_memory_is_bounded(search):
