@@ -31,6 +31,7 @@ from encoders.speech_batches import Batches, Spoken
 from encoders.speech_projector import SpeechProjectorConfig
 from encoders.speech_projector_recipe import ON_A_CPU, ProjectorTrainingConfig
 from encoders.speech_projector_training import Progress, Training, distance
+from encoders.word_ngrams import FIRST
 from encoders.word_search import WordSearch, spelt
 
 WEIGHTS = Path(speech_projector.__file__).parent / "weights" / "projector.safetensors"
@@ -226,7 +227,7 @@ def _card(
 
 {size:,} values, fp16: on Whisper tiny.en's encoder, {sizes.encoder_layers} layers in windows that see 320 ms ahead,
 {sizes.sound_layers} transformer layers at 25 Hz that are read as {sizes.phones} phones. Whisper's layers are OpenAI's as published and
-not in this file. With them {len(language.lexicon.words):,} words in {len(language.lexicon.phones):,} pronunciations, and how likely
+not in this file. With them {len(language.lexicon.words) - FIRST:,} words in {len(language.lexicon.phones):,} pronunciations, and how likely
 each is after two others (trigrams, Kneser-Ney), from the texts below.
 
 * Made by: `duologue train projector --sentences {args.sentences} --speech-seconds {args.speech_seconds:g} --passes {args.passes}

@@ -68,6 +68,16 @@ def test_an_interruption_stops_the_agent_and_the_next_answer_fits(parts, own_tim
 
 
 @pytest.mark.weights
+def test_with_the_projector_the_llm_answers_what_it_hears(edge_weights: dict[str, Path], own_time: None) -> None:
+    profile = load_profile("edge", ["input=projector"])
+    clip = next(c for c in clips("questions") if "France" in c.text)
+    done = talk(profile, build_parts(profile), [Say(clip.samples())], paced=False)
+    assert [e.text for e in done.of(UserTranscript) if e.final] == [clip.text]
+    (ended,) = done.of(ResponseEnded)
+    assert contains(ended.heard, clip.expect) and ended.heard == ended.text
+
+
+@pytest.mark.weights
 def test_the_readme_example_runs(edge_weights: dict[str, Path]) -> None:
     code = README.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     root = README.parent
@@ -83,7 +93,8 @@ def test_the_tiny_profile_runs_the_same_pipeline() -> None:
 
 
 @pytest.mark.parametrize(("profile", "side"), [("tiny", "input"), ("edge", "input"), ("minmo-7b", "input"), ("minmo-7b", "output")])
-def test_projectors_without_weights_are_refused(profile: str, side: str) -> None:
+def test_projectors_without_weights_are_refused(profile: str, side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("encoders.projector_ears.WEIGHTS", tmp_path / "none.safetensors")
     with pytest.raises(ConfigError, match="bridge"):
         build_parts(load_profile(profile, [f"{side}=projector"]))
 

@@ -11,9 +11,8 @@ import soundfile
 from apps import bench_ears
 from apps.bench_ears import Published, Said, hear, read_speech
 from duplex.errors import InputError
-from encoders.projector_ears import ProjectorEars
 from tests.encoders.babble import babble
-from tests.encoders.test_projector_ears import decode, embed
+from tests.encoders.test_projector_ears import tiny
 
 
 def test_speech_is_read_from_a_list(tmp_path: Path) -> None:
@@ -48,7 +47,7 @@ def test_whisper_as_it_is_published_hears_once_and_thirty_seconds() -> None:
 
 
 def test_it_hears_as_a_session_hears() -> None:
-    ears = ProjectorEars.tiny(embed, decode, 3)
+    ears = tiny()
     transcript, after, before = hear(ears, babble(4))
     state = ears.open()
     quiet = np.zeros(4800, np.float32)

@@ -1,13 +1,19 @@
 """Ears made of the projector: any chunking, any moment of asking, nothing heard twice, bounded memory."""
 
+from pathlib import Path
+
+import jiwer
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from encoders.mel import POWER_FLOOR, log_mel
 from encoders.projector_ears import ProjectorEars, ProjectorEarsConfig, Taken
 from encoders.word_lexicon import Lexicon
 from tests.encoders.babble import babble, hear
+
+SPEECH = Path(__file__).parent / "speech"
 
 
 def embed(ids):
@@ -166,3 +172,36 @@ def test_in_bfloat16_it_hears_nearly_the_same():
             odds.append(ears.net(frames, ears.net.open())[0].float())
     assert 0 < (odds[0] - odds[1]).abs().max() < 0.1 * odds[0].abs().max()
     assert light.transcribe(light.window(listened(light, babble(4, 4), 9600))).text
+
+
+@pytest.fixture(scope="module")
+def real(edge_weights):
+    return ProjectorEars.load(edge_weights["whisper-tiny-en"], encode, embed)
+
+
+def plain(text):
+    return "".join(c for c in text.lower() if c.isalnum() or c == " ")
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize(
+    ("file", "words", "errors"),
+    [
+        ("jfk", "and so my fellow americans ask not what your country can do for you ask what you can do for your country", 8),
+        ("capital_slt", "what is the capital of france", 1),
+        ("brazil_rms", "what language do people speak in brazil", 3),
+    ],
+)
+def test_real_speech_is_understood(real, file, words, errors):
+    audio, rate = soundfile.read(SPEECH / f"{file}.flac", dtype="float32")
+    assert rate == 16_000
+    counts = jiwer.process_words(words, plain(real.transcribe(real.window(listened(real, audio, 5120))).text))
+    assert counts.substitutions + counts.deletions + counts.insertions <= errors
+
+
+@pytest.mark.weights
+def test_noise_and_silence_say_nothing(real):
+    rng = np.random.default_rng(0)
+    for audio in (np.zeros(16_000), rng.standard_normal(32_000) * 0.03, rng.standard_normal(16_000) * 0.003):
+        transcript = real.transcribe(real.window(hear(real, audio.astype(np.float32), 320)))
+        assert transcript.text == "" and transcript.no_speech > 0.5
