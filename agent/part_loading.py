@@ -128,7 +128,9 @@ class Loader:
             from encoders.projector_ears import ProjectorEars
 
             assert chat is not None, "a projector hears for an LLM"
-            return ProjectorEars.load(self._located(where, "whisper-tiny-en"), chat.thinker.encode, chat.thinker.embed, self.ears_config)
+            return ProjectorEars.load(
+                self._located(where, "whisper-tiny-en"), chat.thinker.encode, chat.thinker.embed, self.ears_config
+            )
         if self.profile.encoder == "sensevoice":
             from agent.minmo import SENSEVOICE
             from encoders.sensevoice_ears import SenseVoiceEars
