@@ -22,6 +22,9 @@ BEGIN, END, FIRST = 0, 1, 2
 NEVER = -20.0
 """Logarithm of what is not counted on at all."""
 _MOST = 1 << 16
+_LOGS = ("single", "single_back", "pair", "pair_back", "triple")
+_WORDS = ("pair_words", "triple_words")
+_ENDS = ("pair_ends", "triple_ends")
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -30,23 +33,29 @@ Floats = NDArray[np.float64]
 class WordNgrams:
     """The probabilities. Immutable."""
 
-    def __init__(self, single: Floats, single_back: Floats, pair_ends: Ints, pairs: Ints, triple_ends: Ints, triples: Ints) -> None:
+    def __init__(
+        self,
+        single: Floats,
+        single_back: Floats,
+        pair_ends: Ints,
+        pair_words: Ints,
+        pair: Floats,
+        pair_back: Floats,
+        triple_ends: Ints,
+        triple_words: Ints,
+        triple: Floats,
+    ) -> None:
         """single, single_back: [W] of a word, and what is added where a pair that begins with it is not known. pair_ends: [W] after how
-        many pairs those that begin with each word end. pairs: [P] their second words. triple_ends, triples: likewise, by pair.
-
-        The logarithms of pairs and triples are given with `values`.
+        many pairs those that begin with each word end. pair_words, pair, pair_back: [P] their second words, of these, and what is added
+        where a triple that begins so is not known. triple_ends [P], triple_words and triple [T]: likewise, by pair. Probabilities are
+        logarithms.
         """
         self.single, self.single_back, self._pair_ends, self._triple_ends = single, single_back, pair_ends, triple_ends
         self.words = len(single)
-        self._pair_words, self._triple_words = pairs, triples
-        self._pairs = np.repeat(np.arange(self.words), np.diff(pair_ends, prepend=0)) * self.words + pairs
-        self._triples = np.repeat(np.arange(len(pairs)), np.diff(triple_ends, prepend=0)) * self.words + triples
-        self._pair, self._pair_back, self._triple = np.zeros(len(pairs)), np.zeros(len(pairs)), np.zeros(len(triples))
-
-    def values(self, pair: Floats, pair_back: Floats, triple: Floats) -> WordNgrams:
-        """[P], [P] and [T] logarithms: of pairs, of backing off to them, of triples."""
+        self._pair_words, self._triple_words = pair_words, triple_words
         self._pair, self._pair_back, self._triple = pair, pair_back, triple
-        return self
+        self._pairs = np.repeat(np.arange(self.words), np.diff(pair_ends, prepend=0)) * self.words + pair_words
+        self._triples = np.repeat(np.arange(len(pair)), np.diff(triple_ends, prepend=0)) * self.words + triple_words
 
     def log(self, before: Ints, last: Ints, word: Ints) -> Floats:
         """[n] each: log P(word | before, last)."""
@@ -86,8 +95,17 @@ class WordNgrams:
         shorter = pair[np.searchsorted(pairs, triples % (words * words))]
         triple = (times - less) / said[history] + pair_back[history] * shorter
         ends = np.cumsum(np.bincount(first, minlength=words)), np.cumsum(different)
-        found = cls(_log(single), _log(back), ends[0], pairs % words, ends[1], triples % words)
-        return found.values(_log(pair), _log(pair_back), _log(triple))
+        return cls(
+            _log(single),
+            _log(back),
+            ends[0],
+            pairs % words,
+            _log(pair),
+            _log(pair_back),
+            ends[1],
+            triples % words,
+            _log(triple),
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """As they are kept: logarithms in fp16, words in 16 bits."""
@@ -102,22 +120,12 @@ class WordNgrams:
     def of(cls, tensors: Mapping[str, Tensor]) -> WordNgrams:
         """What `tensors` gave. Raises WeightsError."""
         try:
-            logs = {
-                name: tensors[name].numpy().astype(np.float64) for name in ("single", "single_back", "pair", "pair_back", "triple")
-            }
-            words = {name: tensors[name].numpy().view(np.uint16).astype(np.int64) for name in ("pair_words", "triple_words")}
-            ends = {name: tensors[name].numpy().astype(np.int64) for name in ("pair_ends", "triple_ends")}
-            found = cls(
-                logs["single"],
-                logs["single_back"],
-                ends["pair_ends"],
-                words["pair_words"],
-                ends["triple_ends"],
-                words["triple_words"],
-            )
+            single, single_back, pair, pair_back, triple = (tensors[name].numpy().astype(np.float64) for name in _LOGS)
+            pair_words, triple_words = (tensors[name].numpy().view(np.uint16).astype(np.int64) for name in _WORDS)
+            pair_ends, triple_ends = (tensors[name].numpy().astype(np.int64) for name in _ENDS)
+            return cls(single, single_back, pair_ends, pair_words, pair, pair_back, triple_ends, triple_words, triple)
         except (KeyError, ValueError) as error:
             raise WeightsError(f"These are not the probabilities of words ({error}).") from error
-        return found.values(logs["pair"], logs["pair_back"], logs["triple"])
 
 
 def _find(known: Ints, wanted: Ints) -> tuple[Ints, NDArray[np.bool_]]:
