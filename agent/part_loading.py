@@ -128,9 +128,10 @@ class Loader:
             from encoders.projector_ears import ProjectorEars
 
             assert chat is not None, "a projector hears for an LLM"
-            return ProjectorEars.load(
-                self._located(where, "whisper-tiny-en"), chat.thinker.encode, chat.thinker.embed, self.ears_config
-            )
+            from agent.rescorer import Rescorer
+
+            thinker, whisper = chat.thinker, self._located(where, "whisper-tiny-en")
+            return ProjectorEars.load(whisper, thinker.encode, thinker.embed, self.ears_config, Rescorer(thinker))
         if self.profile.encoder == "sensevoice":
             from agent.minmo import SENSEVOICE
             from encoders.sensevoice_ears import SenseVoiceEars
@@ -183,9 +184,10 @@ class Loader:
 
             ears = SenseVoiceEars.tiny(0, self.ears_config)
         elif self.profile.input == "projector":
+            from agent.rescorer import Rescorer
             from encoders.projector_ears import ProjectorEars
 
-            ears = ProjectorEars.tiny(chat.thinker.encode, chat.thinker.embed, 0, self.ears_config)
+            ears = ProjectorEars.tiny(chat.thinker.encode, chat.thinker.embed, 0, self.ears_config, Rescorer(chat.thinker))
         else:
             ears = WhisperEars.tiny(0, self.ears_config)
         if self.profile.decoder == "cosyvoice2":

@@ -5,7 +5,8 @@ them. `sync` makes it hold given ids at the least cost: the common prefix stays.
 response costs nothing to throw away. A sampled token is fed only when the next one is asked for, so it goes out before its own
 forward pass runs.
 
-One thread at a time may use a thinker; any number of contexts may be interleaved on it.
+One thread at a time may use a thinker; any number of contexts may be interleaved on it. Contexts of their own (`open_alone`) may be used
+in another thread meanwhile, each in one at a time.
 """
 
 from __future__ import annotations
@@ -181,6 +182,24 @@ class Thinker:
         """A fresh, empty context."""
         return Context(self.steps.open() if self.steps else self._qwen.buffers())
 
+    def open_alone(self) -> Context:
+        """A fresh, empty context that never takes steps together with others."""
+        return Context(self._qwen.buffers())
+
+    def branch(self, context: Context, ids: Sequence[int], places: Sequence[int], mask: Tensor) -> Tensor:
+        """Feed a tree of tokens behind a context that is all fed, and leave that as it was: [n, d] final-layer states.
+
+        places: [n] positions. mask: [n, fed + n] float32, 0 where a token sees another and -inf elsewhere. Raises ContextFull.
+        """
+        n, start = len(ids), context.fed
+        self._check_room(start + n)
+        if n:
+            device, dtype = self.device, self.dtype
+            x = self._qwen.embed(torch.as_tensor(list(ids), dtype=torch.long)).to(device, dtype)
+            at = torch.as_tensor(list(places), dtype=torch.long, device=device)
+            self._qwen.forward(x, context.buffers, start, at, mask.to(device, dtype))
+        return context.buffers.hidden[start : start + n]
+
     def room(self, context: Context) -> int:
         """Positions still free."""
         return self.config.max_context_tokens - len(context.keys)
@@ -270,8 +289,8 @@ class Thinker:
         return context.buffers.hidden[context.fed - 1]
 
     def logits_of(self, state: Tensor) -> Tensor:
-        """[d] a final-layer state -> [vocabulary] float32 logits."""
-        return self._qwen.logits(state[None])[0]
+        """[d] or [n, d] final-layer states -> [vocabulary] or [n, vocabulary] float32 logits."""
+        return self._qwen.logits(state[None])[0] if state.dim() == 1 else self._qwen.logits(state)
 
     def _flush_together(self, contexts: Sequence[Context]) -> None:
         """Feed the pending token of each that has just one, in one pass."""

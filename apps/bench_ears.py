@@ -111,6 +111,7 @@ def both(profile: Profile, parts: Parts) -> dict[str, Ears]:
     Raises WeightsError, and ConfigError for a profile without the two.
     """
     from agent.chat import Chat
+    from agent.rescorer import Rescorer
     from encoders.projector_ears import WEIGHTS, ProjectorEars
 
     if profile.encoder != "whisper" or not profile.weights or not isinstance(parts.thinker, Chat):
@@ -119,7 +120,9 @@ def both(profile: Profile, parts: Parts) -> dict[str, Ears]:
     chat = parts.thinker
     found: dict[str, Ears] = {"bridge": WhisperEars.load(where["whisper-tiny-en"], where["whisper-vocab"])}
     if WEIGHTS.is_file():
-        found["projector"] = ProjectorEars.load(where["whisper-tiny-en"], chat.thinker.encode, chat.thinker.embed)
+        found["projector"] = ProjectorEars.load(
+            where["whisper-tiny-en"], chat.thinker.encode, chat.thinker.embed, judge=Rescorer(chat.thinker)
+        )
     return found
 
 

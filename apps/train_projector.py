@@ -1,6 +1,6 @@
 """`duologue train projector`: makes its own speech, teaches the input projector, and writes weights, a model card and the learning curve.
 
-    texts, Whisper's encoder (--pack, needs the weights)  ->  speech (flite, espeak-ng, joe)  ->  CTC  ->  weights, card, curve
+    texts, Whisper's encoder (--pack, needs the weights)  ->  speech (programs, joe)  ->  CTC  ->  weights, card, curve
           `->  words, pronunciations, what comes after what  ------------------------------------------'
 
 Each stage leaves its result in the work folder and is skipped when that is there, so the command may be stopped at any time and run again.
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="time for learning (default: 5)")
     parser.add_argument("--speech-seconds", type=float, default=90.0, help="time for speaking (default: 90)")
     parser.add_argument("--passes", type=int, default=1, help="how often joe says each text (default: 1)")
-    parser.add_argument("--threads", type=int, default=10, help="programs of flite and espeak-ng side by side (default: 10)")
+    parser.add_argument("--threads", type=int, default=10, help="programs that speak side by side (default: 10)")
     parser.add_argument(
         "--batch",
         type=float,
@@ -142,6 +142,8 @@ def _learn(args: argparse.Namespace, work: Path, device: str) -> None:
     whisper = load_file(work / "whisper-encoder.safetensors")
     recipe = ON_A_CPU if device == "cpu" else ProjectorTrainingConfig()
     config = replace(recipe, seconds=args.minutes * 60, batch_s=args.batch, seed=args.seed)
+    if args.begin is not None:
+        config = replace(config, adapt_from=0.0)
     phones = max((int(one.max()) + 1 for one in spoken.phones if len(one)), default=1)
     training = Training(whisper, SpeechProjectorConfig(phones=phones), config, device)
     checkpoint = work / f"projector-{args.seed}.pt"
@@ -182,7 +184,7 @@ def _judge(training: Training, spoken: Batches, texts: Texts, language: Language
             for row in training.read(spoken, plain)[:64]:
                 said = " ".join(texts.texts[text] for text in row.texts)
                 best = search.best(search.step(search.open(), row.odds))
-                heard = "" if best is None else "".join(text for _, text, _ in spelt(best, language.lexicon))
+                heard = "" if best is None else "".join(text for _, text, _ in spelt(best.words(), language.lexicon))
                 words = plain_words(said)
                 errors["phones"] += distance(row.meant, row.phones())
                 errors["of phones"] += len(row.meant)
@@ -227,7 +229,7 @@ def _card(
 
 {size:,} values, fp16: on Whisper tiny.en's encoder, {sizes.encoder_layers} layers in windows that see 320 ms ahead,
 {sizes.sound_layers} transformer layers at 25 Hz that are read as {sizes.phones} phones. Whisper's layers are OpenAI's as published and
-not in this file. With them {len(language.lexicon.words) - FIRST:,} words in {len(language.lexicon.phones):,} pronunciations, and how likely
+not in this file; beside each of their linear layers stand two thin ones that are (LoRA, rank {sizes.rank}). With them {len(language.lexicon.words) - FIRST:,} words in {len(language.lexicon.phones):,} pronunciations, and how likely
 each is after two others (trigrams, Kneser-Ney), from the texts below.
 
 * Made by: `duologue train projector --sentences {args.sentences} --speech-seconds {args.speech_seconds:g} --passes {args.passes}

@@ -1,4 +1,4 @@
-"""The speech that the input projector learns from: the texts, spoken by flite and espeak-ng on the CPU and by "joe" in batches on the GPU.
+"""The speech that the input projector learns from: the texts, spoken by programs on the CPU and by "joe" in batches on the GPU.
 
 The two go on at the same time and stop by the clock: a sentence is one run of a program in a pool of threads, and what has not been said
 by then is not said. Every sentence has another pitch and pace; joe's recordings are also played faster or slower than they were made,
@@ -35,9 +35,10 @@ from encoders.fast_types import fast_in_bfloat16
 from encoders.speech_augment import SoundBank, resample_exact
 from encoders.speech_batches import Spoken
 
-PROGRAMS = ("flite", "espeak-ng")
-MADE = (("awb", 0.42), ("kal16", 0.34), ("espeak", 0.16), ("kal", 0.08))
-"""Voices that programs speak with, and the share of sentences of each."""
+PROGRAMS = {"awb": "flite", "kal16": "flite", "ked": "festival", "espeak": "espeak-ng", "kal": "flite"}
+"""Who speaks with each voice that programs have."""
+MADE = (("awb", 0.36), ("kal16", 0.28), ("ked", 0.14), ("espeak", 0.15), ("kal", 0.07))
+"""The share of sentences of each."""
 VARIANTS = (
     "en-us",
     "en-us+m3",
@@ -60,6 +61,9 @@ PROMPT_SHARE, PROMPT_TIMES = 0.08, 30
 LONGEST_S = 11.0
 HELD_EVERY = 40
 """One text in so many is kept for judging."""
+
+_FILE = "\0"
+"""Stands in a command for the file to write."""
 
 Tell = Callable[[str], None]
 
@@ -89,7 +93,8 @@ def speak(
     """
     folder.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + config.seconds
-    programs = {"flite": flite or shutil.which("flite"), "espeak-ng": shutil.which("espeak-ng")}
+    programs = {name: shutil.which(name) for name in dict.fromkeys(PROGRAMS.values())}
+    programs["flite"] = flite or programs["flite"]
     for name, where in programs.items():
         if where is None:
             tell(f"{name} is not installed: its voices do not speak")
@@ -169,7 +174,7 @@ def _keep(folder: Path, voice: str, sounds: list[NDArray[np.int16]], said: list[
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A sentence for a program; the file to write goes where the command says FILE."""
+    """A sentence for a program."""
 
     voice: str
     index: int
@@ -179,7 +184,7 @@ class _Job:
 def _jobs(texts: Texts, programs: dict[str, str | None], wanted: list[str], seed: int) -> list[_Job]:
     """The wanted voices that can speak share the texts, in an order that leaves a sample of all when time runs out."""
     rng = np.random.default_rng(seed)
-    can = [(name, share) for name, share in MADE if programs["espeak-ng" if name == "espeak" else "flite"] is not None]
+    can = [(name, share) for name, share in MADE if programs[PROGRAMS[name]] is not None]
     if not can:
         return []
     shares = np.array([share for _, share in can])
@@ -189,7 +194,9 @@ def _jobs(texts: Texts, programs: dict[str, str | None], wanted: list[str], seed
         text, pitch, stretch = texts.texts[index], int(rng.integers(80, 240)), float(np.exp(rng.uniform(-0.25, 0.2)))
         if name == "espeak":
             variant, pace = VARIANTS[rng.integers(len(VARIANTS))], round(165 / stretch)
-            command = [programs["espeak-ng"], "-v", variant, "-s", str(pace), "-p", str(pitch // 3), "-w", "FILE", text]
+            command = [programs["espeak-ng"], "-v", variant, "-s", str(pace), "-p", str(pitch // 3), "-w", _FILE, text]
+        elif name == "ked":
+            command = [programs["festival"], "--batch", _ked(text, pitch, stretch)]
         else:
             features = (f"duration_stretch={stretch:.2f}", f"int_f0_target_mean={pitch}")
             command = [
@@ -200,11 +207,21 @@ def _jobs(texts: Texts, programs: dict[str, str | None], wanted: list[str], seed
                 "-t",
                 text,
                 "-o",
-                "FILE",
+                _FILE,
             ]
         if name in wanted:
             jobs.append(_Job(name, int(index), tuple(map(str, command))))
     return jobs
+
+
+def _ked(text: str, pitch: int, stretch: float) -> str:
+    """festival's commands for its voice ked, which is Debian's festvox-kdlpc16k."""
+    said = text.replace("\\", " ").replace('"', " ")
+    return (
+        f"(begin (voice_ked_diphone) (Parameter.set 'Duration_Stretch {stretch:.2f}) "
+        f"(set! int_lr_params '((target_f0_mean {pitch}) (target_f0_std {pitch // 8}) (model_f0_mean 170) (model_f0_std 34))) "
+        f'(utt.save.wave (utt.synth (Utterance Text "{said}")) "{_FILE}" \'riff))'
+    )
 
 
 def _says(job: _Job, ends: float) -> tuple[int, NDArray[np.int16]] | None:
@@ -212,7 +229,7 @@ def _says(job: _Job, ends: float) -> tuple[int, NDArray[np.int16]] | None:
         return None
     place = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with tempfile.NamedTemporaryFile(suffix=".wav", dir=place) as file:
-        command = [file.name if part == "FILE" else part for part in job.command]
+        command = [part.replace(_FILE, file.name) for part in job.command]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=20)
             with wave.open(file.name) as sound:

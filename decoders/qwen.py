@@ -97,12 +97,17 @@ class Qwen:
         return embedded
 
     @torch.inference_mode()
-    def forward(self, x: Tensor, cache: KeyValues, start: int) -> None:
-        """Run embeddings x [n, d] at positions start .. start + n, reading the cache before `start` and writing it from there."""
+    def forward(self, x: Tensor, cache: KeyValues, start: int, places: Tensor | None = None, mask: Tensor | None = None) -> None:
+        """Run embeddings x [n, d] at positions start .. start + n, reading the cache before `start` and writing it from there.
+
+        places: [n] positions, and mask: [n, start + n] additive, where x is a tree and not what follows.
+        """
         n, half = x.shape[0], self.head_dim // 2
         end, groups, rotated = start + n, self.heads // self.kv_heads, self.heads + self.kv_heads
-        cos, sin = self.cos[start:end], self.sin[start:end]
-        mask = None if n == 1 else _causal_mask(n, start, x)
+        at = slice(start, end) if places is None else places
+        cos, sin = self.cos[at], self.sin[at]
+        if mask is None and n > 1:
+            mask = _causal_mask(n, start, x)
         for index, layer in enumerate(self.model.model.layers):
             h = F.rms_norm(x, (self.hidden_size,), layer.input_layernorm.weight, self.eps)
             qkv = layer.self_attn.qkv_proj(h).view(n, -1, self.head_dim)  # [n, h + 2g, e]

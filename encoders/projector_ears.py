@@ -5,6 +5,8 @@ end, and the one before it, are looked at anew next time, with silence after the
 keys for as long as nothing before it is heard otherwise, so the LLM's context that holds them is gone on from. The result does not depend
 on how often or when the caller asks.
 
+Where several words may have been said, the LLM itself judges which (`encoders.rescoring`), if it is given as a judge.
+
 What the LLM is given for a word is its own embedding of it, mixed with those of the words that may have been said in its place.
 """
 
@@ -28,6 +30,7 @@ from encoders.ears import HeardVectors, Transcript
 from encoders.fast_types import fast_in_bfloat16
 from encoders.mel import HOP_SAMPLES, MELS, POWER_FLOOR, Mel, MelState
 from encoders.recent_frames import FRAME_RATE_HZ, MOST_KEPT_S, RecentFrames, blocks
+from encoders.rescoring import Judge, choose
 from encoders.speech_projector import ProjectorState, SpeechProjector, SpeechProjectorConfig
 from encoders.speech_projector_layers import Lookback
 from encoders.word_lexicon import Lexicon
@@ -51,6 +54,8 @@ class ProjectorEarsConfig:
     """Silence heard after a window's end, at least: what comes out is a chunk late."""
     snap: float = 0.0
     """How far a vector is moved from what may have been said (0) to the embedding of the likeliest word (1)."""
+    judge_weight: float = 0.5
+    """Of the LLM's judgement of what may have been said beside the search's scores; 0 asks it for none."""
     search: WordSearchConfig = field(default_factory=WordSearchConfig)
     """How words are looked for."""
 
@@ -61,6 +66,8 @@ class ProjectorEarsConfig:
             raise ValueError("end_silence_s must be in [0.32, 2]")
         if not 0 <= self.snap <= 1:
             raise ValueError("snap must be in [0, 1]")
+        if self.judge_weight < 0:
+            raise ValueError("judge_weight must not be below 0")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,11 +135,13 @@ class ProjectorEars:
         encode: Callable[[str], Sequence[int]],
         embed: Callable[[Sequence[int]], Tensor],
         config: ProjectorEarsConfig | None = None,
+        judge: Judge | None = None,
     ) -> None:
-        """encode: text -> the LLM's tokens. embed: tokens -> [n, D] its embeddings."""
+        """encode: text -> the LLM's tokens. embed: tokens -> [n, D] its embeddings. judge: who tells what may have been said."""
         self.net, self.config = net.requires_grad_(False).eval(), config or ProjectorEarsConfig()
         self.search = WordSearch(lexicon, ngrams, self.config.search)
-        self._encode, self._embed = encode, embed
+        self._encode, self._embed = lru_cache(4096)(encode), embed
+        self._judge = judge if self.config.judge_weight > 0 else None
         self._rows = lru_cache(4096)(self._embedded)
         self._light = False
         self._openers = [i for i, word in enumerate(lexicon.words) if word.lower() in LISTENING_OPENERS]
@@ -144,11 +153,13 @@ class ProjectorEars:
         encode: Callable[[str], Sequence[int]],
         embed: Callable[[Sequence[int]], Tensor],
         config: ProjectorEarsConfig | None = None,
+        judge: Judge | None = None,
         weights: Path = WEIGHTS,
     ) -> ProjectorEars:
         """From OpenAI's `tiny.en.pt` (its encoder), the LLM's tokens and embeddings, and what was trained here. Raises WeightsError."""
         net, lexicon, ngrams = speech_projector.restore(weights, read_tensors(weights), read_tensors(whisper))
-        ears = cls(net, lexicon, ngrams, encode, embed, config)
+        net.fold()
+        ears = cls(net, lexicon, ngrams, encode, embed, config, judge)
         if fast_in_bfloat16(net.phone.weight.device):
             ears.compute_in_bfloat16()
         return ears
@@ -160,6 +171,7 @@ class ProjectorEars:
         embed: Callable[[Sequence[int]], Tensor],
         seed: int = 0,
         config: ProjectorEarsConfig | None = None,
+        judge: Judge | None = None,
     ) -> ProjectorEars:
         """Random weights, and each letter a word: hears nonsense, deterministically."""
         words = ("",) * FIRST + tuple("abcdefghijklmnopqrstuvwxyz")
@@ -167,9 +179,9 @@ class ProjectorEars:
         lexicon = Lexicon(words, letters, tuple((one,) for one in range(len(letters))), np.zeros(len(letters)))
         ngrams = WordNgrams.count(([one] for one in letters.tolist()), len(words))
         torch.manual_seed(seed)
-        net = SpeechProjector(SpeechProjectorConfig(32, 2, 1, 2, 64, 3, 8, 2, 12, len(letters)))
+        net = SpeechProjector(SpeechProjectorConfig(32, 2, 1, 2, 64, 3, 8, 2, 12, len(letters), 2))
         net.phone.weight.data *= 8.0
-        return cls(net, lexicon, ngrams, encode, embed, config)
+        return cls(net, lexicon, ngrams, encode, embed, config, judge)
 
     def compute_in_bfloat16(self) -> None:
         """Compute products in bfloat16, as the weights were taught; norms and sums stay in float32."""
@@ -220,9 +232,12 @@ class ProjectorEars:
             frames = np.full((total, MELS), np.log10(POWER_FLOOR), np.float32)
             frames[:known] = window.frames
             taken, ended = self._take(taken, frames, whole)
-        said = self.search.best(ended.search)
-        if said is None:
+        paths = self.search.paths(ended.search)
+        if not paths:
             return ProjectorTranscript("", window.end, 1.0, taken=taken)
+        said = paths[0][1]
+        if self._judge is not None and len(paths) > 1:
+            said = choose(paths, self.config.judge_weight, self.search.lexicon, self._encode, self._judge)
         speech = self._heard(said)
         return ProjectorTranscript(
             "".join(speech.pieces), window.end, speech=speech, listening=self._listening(ended.search), taken=taken
@@ -244,8 +259,8 @@ class ProjectorEars:
         ended = self.search.step(settled, odds[whole * sounds :])
         return Taken(taken.at + whole * size, stream, settled), Taken(taken.at, stream, ended)
 
-    def _heard(self, said: Said) -> HeardVectors:
-        """All words up to one, and the marks between and after them."""
+    def _heard(self, said: Sequence[Said]) -> HeardVectors:
+        """Words, and the marks between and after them."""
         keys, pieces, vectors = list[int](), list[str](), list[NDArray[np.float32]]()
         for word, text, mark in spelt(said, self.search.lexicon):
             rows = self._rows(text) if mark else self._mixed(word, text)

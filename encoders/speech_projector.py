@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from duplex.errors import WeightsError
 from encoders.mel import MELS, PEAK, QUIET, SILENCE
-from encoders.speech_projector_layers import KeysValues, Layer, Lookback, OwnLayer, chunk_mask
+from encoders.speech_projector_layers import Adapted, KeysValues, Layer, Lookback, OwnLayer, chunk_mask
 from encoders.word_lexicon import Lexicon
 from encoders.word_ngrams import WordNgrams
 
@@ -34,7 +34,8 @@ STEM_LEFT = 3
 """Mel frames before a chunk that its convolutions see."""
 SOUND_RATE_HZ = 25.0
 """Sounds per second."""
-_FORM = 8
+_FORM = 9
+_WHISPER, _BESIDE = ("conv1.", "conv2.", "encoder."), (".down", ".up")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +62,14 @@ class SpeechProjectorConfig:
     """Chunks before its own that a position of ours sees."""
     phones: int = 48
     """That it tells apart."""
+    rank: int = 32
+    """Of what is learnt beside each of Whisper's linear layers; 0 leaves them as published."""
 
     def __post_init__(self) -> None:
         sizes = self.width, self.sound_layers, self.ffn, self.chunk, self.before, self.left, self.phones
-        if self.width % (2 * self.heads) or self.chunk % 2 or min(sizes) < 1 or self.reach < 2:
+        if self.width % (2 * self.heads) or self.chunk % 2 or min(sizes) < 1 or self.reach < 2 or self.rank < 0:
             raise ValueError(
-                "width must be a multiple of twice the heads, chunk of 2, reach at least 2 and every other size at least 1"
+                "width must be a multiple of twice the heads, chunk of 2, reach at least 2, rank at least 0 and every other size at least 1"
             )
 
     @property
@@ -108,7 +111,7 @@ class SpeechProjector(nn.Module):
         self.config = c = config or SpeechProjectorConfig()
         self.conv1 = nn.Conv1d(MELS, c.width, 3)
         self.conv2 = nn.Conv1d(c.width, c.width, 3, stride=2)
-        self.encoder = nn.ModuleList([Layer(c.width, c.heads, 4 * c.width, turn=False) for _ in range(c.encoder_layers)])
+        self.encoder = nn.ModuleList([Layer(c.width, c.heads, 4 * c.width, False, c.rank) for _ in range(c.encoder_layers)])
         self.encoder_norm = nn.LayerNorm(c.width)
         self.to_sounds = Lookback(c.width, 6, 2)
         self.sounds = nn.ModuleList([OwnLayer(c.width, c.heads, c.ffn, c.reach) for _ in range(c.sound_layers)])
@@ -192,7 +195,13 @@ class SpeechProjector(nn.Module):
 
     def own_parameters(self) -> dict[str, Tensor]:
         """What is trained here and ships: everything but Whisper's."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith(("conv1.", "conv2.", "encoder."))}
+        return {name: value for name, value in self.state_dict().items() if name.endswith(_BESIDE) or not name.startswith(_WHISPER)}
+
+    def fold(self) -> None:
+        """Make what was learnt beside Whisper's layers part of them, which is quicker and can't be taught any more."""
+        for part in self.encoder.modules():
+            if isinstance(part, Adapted):
+                part.fold()
 
 
 def level(mel: Tensor, peak: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
@@ -233,6 +242,8 @@ def load_whisper(net: SpeechProjector, tensors: dict[str, Tensor]) -> None:
     wanted |= {f"encoder_norm.{kind}": f"encoder.ln_post.{kind}" for kind in ("weight", "bias")}
     for index, layer in enumerate(net.encoder):
         for name, _ in layer.named_parameters():
+            if name.endswith(_BESIDE):
+                continue
             part, _, kind = name.partition(".")
             wanted[f"encoder.{index}.{name}"] = f"encoder.blocks.{index}.{names[part]}.{kind}"
     try:

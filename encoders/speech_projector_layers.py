@@ -36,20 +36,49 @@ class Lookback(nn.Module):
         return made, seen[:, end - self.tail : end]
 
 
-class Layer(nn.Module):
-    """A pre-norm transformer layer over chunks; Whisper's names. turn: rotary positions in the attention."""
+class Adapted(nn.Linear):
+    """A linear layer as it was published, and beside it two thin ones that are learnt (LoRA, Hu et al. 2021)."""
 
-    def __init__(self, width: int, heads: int, ffn: int, turn: bool) -> None:
+    def __init__(self, inside: int, outside: int, rank: int, bias: bool = True) -> None:
+        """rank: between the two thin ones; they change nothing at first."""
+        super().__init__(inside, outside, bias)
+        self.down: nn.Parameter | None = nn.Parameter(torch.randn(rank, inside) * inside**-0.5)
+        self.up: nn.Parameter | None = nn.Parameter(torch.zeros(outside, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = functional.linear(x, self.weight, self.bias)
+        if self.down is None or self.up is None:
+            return made
+        return made + functional.linear(functional.linear(x, self.down), self.up)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Make one layer of the three, which is quicker and can't be taught any more."""
+        if self.down is not None and self.up is not None:
+            self.weight += self.up @ self.down
+            self.down = self.up = None
+
+
+class Layer(nn.Module):
+    """A pre-norm transformer layer over chunks; Whisper's names. turn: rotary positions in the attention. rank: of what is learnt beside
+    its linear layers, 0 for nothing.
+    """
+
+    def __init__(self, width: int, heads: int, ffn: int, turn: bool, rank: int = 0) -> None:
         super().__init__()
+
+        def linear(inside: int, outside: int, bias: bool = True) -> nn.Linear:
+            return Adapted(inside, outside, rank, bias) if rank else nn.Linear(inside, outside, bias)
+
         self.heads, self.turn = heads, turn
         self.attn_norm = nn.LayerNorm(width)
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.query = linear(width, width)
+        self.key = linear(width, width, bias=False)
+        self.value = linear(width, width)
+        self.out = linear(width, width)
         self.mlp_norm = nn.LayerNorm(width)
-        self.mlp_in = nn.Linear(width, ffn)
-        self.mlp_out = nn.Linear(ffn, width)
+        self.mlp_in = linear(width, ffn)
+        self.mlp_out = linear(ffn, width)
 
     def forward(
         self, x: Tensor, past: KeysValues | None, mask: Tensor | None, at: int, keep: int, drop: int = 0, only: slice | None = None

@@ -21,8 +21,10 @@ class ProjectorTrainingConfig:
     """Steps until the peak."""
     decay: float = 0.01
     """Weight decay."""
+    adapt_from: float = 0.4
+    """Share of the time after which what stands beside Whisper's layers learns too; until then these are as published."""
     again: int = 1
-    """How often a batch that Whisper has heard is learnt from, on average: to hear costs several times what to learn does."""
+    """Until then: how often a batch that Whisper has heard is learnt from, on average: to hear costs several times what to learn does."""
     memory_h: float = 12.0
     """Hours of sound that are remembered for it, at 140 MB an hour."""
     eased: float = 0.4

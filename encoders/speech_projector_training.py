@@ -1,7 +1,8 @@
-"""Teaching the input projector's network to read phones: CTC on Whisper's encoder as it was published.
+"""Teaching the input projector's network to read phones: CTC, first on Whisper's encoder as it was published, then with thin layers beside
+its own that learn too (LoRA).
 
 The sound is spoilt little at first. That follows the clock, as does the learning rate: a run of any length ends finished. Where hearing
-costs more than learning, on a CPU, batches that Whisper has heard are remembered and learnt from again.
+costs more than learning, on a CPU, batches that Whisper has heard as it was published are remembered and learnt from again.
 
 Legend: B rows, n samples, S sounds, P phones, L targets.
 """
@@ -67,7 +68,7 @@ class _Heard:
     """A batch as Whisper hears it."""
 
     states: Tensor
-    """[B, T, W] half, one chunk late."""
+    """[B, T, W] one chunk late; half where they are remembered."""
     sounds: Tensor
     """[B] sounds that count."""
     phones: list[NDArray[np.int64]]
@@ -114,7 +115,7 @@ class Training:
 
     def loss(self, spoken: Batches) -> tuple[Tensor, float]:
         """CTC per phone of one batch, and how many seconds of sound are in it."""
-        one = self._heard(spoken)
+        one = self._heard(spoken) if self.share < self.config.adapt_from else self._hear(spoken, True)
         with self._cast():
             phones, _ = self.net.hear(one.states.float(), self.net.open(len(one.states)))
         return ctc_per_label(phones.float().log_softmax(2), one.sounds, one.phones), one.sound_s
@@ -125,26 +126,27 @@ class Training:
         self._asked += 1
         if memory and self._asked % config.again:
             return memory[int(self.pick.integers(len(memory)))]
-        return self._remembered(self._hear(spoken))
+        return self._remembered(self._hear(spoken, False))
 
     def _remembered(self, found: _Heard) -> _Heard:
         """A batch that was just heard, remembered where batches are learnt from again."""
         memory, config = self._memory, self.config
+        found = replace(found, states=found.states.half())
         if config.again > 1 and sum(one.sound_s for one in memory) < config.memory_h * 3600:
             memory.append(found)
         elif config.again > 1:
             memory[int(self.pick.integers(len(memory)))] = found
         return found
 
-    @torch.no_grad()
-    def _hear(self, spoken: Batches) -> _Heard:
+    def _hear(self, spoken: Batches, adapting: bool) -> _Heard:
+        """A new one; adapting: for teaching what stands beside Whisper's layers."""
         augment = self.config.augment.eased(self._eased())
         batch = spoken.draw(self.config.batch_s, augment.speed)
-        with self._cast():
+        with self._cast(), torch.set_grad_enabled(adapting):
             mel = self._mel(late_by(batch.sound, self.net.config), augment)
             states, _ = self.net.whisper(mel, self.net.open(len(mel)))
         sounds = torch.from_numpy(-(-batch.samples // _SAMPLES) + self.net.config.sounds)
-        return _Heard(states.half(), sounds, batch.phones, batch.sound.numel() / USER_RATE_HZ)
+        return _Heard(states, sounds, batch.phones, batch.sound.numel() / USER_RATE_HZ)
 
     @torch.no_grad()
     def _mel(self, sound: Tensor, augment: AugmentConfig) -> Tensor:

@@ -5,12 +5,15 @@ for continuous speech recognition"), over the states of CTC: behind each phone i
 of how likely its phone is beside the likeliest one, in logarithms and not below a floor, so a phone that was missed, mistaken or heard too
 often costs no more than that; and the words' log probabilities times a weight. While little but the blank is heard, no way goes on.
 
+Ways that meet, because they go on alike from the same two words, are one from there on; the likelier one remembers the others, so that the
+whole is a lattice of what may have been said, in which a better judge than trigrams can look for another path (`WordSearch.paths`).
+
 Legend: S sounds (25 a second), P phones, n ways in the beam, k of them that go on, N nodes of the tree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -44,12 +47,18 @@ class WordSearchConfig:
     """Words that may end at one sound, over all ways."""
     quiet: float = 0.98
     """P(blank) from which no way goes on."""
+    doubt: float = 6.0
+    """What was beaten by no more than this is remembered as a path that may be right."""
+    most_doubts: int = 3
+    """Per word; the least beaten."""
 
     def __post_init__(self) -> None:
         if self.words_weight < 0 or self.beam <= 0 or self.floor >= 0 or min(self.most_ways, self.most_words) < 1:
             raise ValueError("words_weight must not be below 0, beam above 0, floor below 0, most_ways and most_words at least 1")
         if not 0 < self.quiet <= 1:
             raise ValueError("quiet must be in (0, 1]")
+        if self.doubt < 0 or self.most_doubts < 0:
+            raise ValueError("doubt and most_doubts must not be below 0")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +76,10 @@ class Said:
     """No other word that was ever said has it, but for the same one with or without an end behind it."""
     first: int
     """The first word of the turn."""
+    path: int
+    """Equal for words that were said after the same words: a hash of all of them."""
+    beaten: tuple[tuple[float, Said], ...] = ()
+    """Words that may have been said in its place after other ones, and how much worse that is; the least first."""
 
     def words(self) -> list[Said]:
         """All words up to this one."""
@@ -76,6 +89,16 @@ class Said:
             found.append(at)
             at = at.before
         return found[::-1]
+
+    def better_than(self, others: Iterable[tuple[float, Said]], config: WordSearchConfig) -> Said:
+        """The same, and these are remembered as far as they say something else and are not too much worse."""
+        known = {self.path}
+        kept = list[tuple[float, Said]]()
+        for less, one in sorted((*self.beaten, *others), key=lambda other: other[0]):
+            if less <= config.doubt and len(kept) < config.most_doubts and one.path not in known:
+                known.add(one.path)
+                kept.append((less, one))
+        return replace(self, beaten=tuple(kept)) if len(kept) != len(self.beaten) or tuple(kept) != self.beaten else self
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,6 +148,25 @@ class WordSearch:
         """The newest word of the likeliest way if nothing more is said; None where nothing was said."""
         scores, last = self._ended(state)
         return state.said[int(last[scores.argmax()])]
+
+    def paths(self, state: SearchState) -> list[tuple[float, list[Said]]]:
+        """What may have been said if nothing more is: how much worse than the first each is, and its words.
+
+        The others leave the first at one place only, and come back to it or end otherwise. Empty where nothing was said.
+        """
+        scores, last = self._ended(state)
+        order = np.argsort(-scores, kind="stable")[: 1 + 4 * self.config.most_doubts]
+        top = float(scores[order[0]])
+        ended = [(top - float(scores[one]), state.said[int(last[one])]) for one in order]
+        best = ended[0][1]
+        if best is None:
+            return []
+        words = best.words()
+        found = [(0.0, words)]
+        whole = best.better_than([(less, one) for less, one in ended if one is not None], self.config)
+        for place, word in enumerate((*words[:-1], whole)):
+            found += [(less, [*other.words(), *words[place + 1 :]]) for less, other in word.beaten]
+        return found
 
     def first_words(self, state: SearchState) -> dict[int, float]:
         """How likely each word is the turn's first, as far as the ways that have one go."""
@@ -192,23 +234,44 @@ class WordSearch:
         new = np.ones(len(at), bool)  # of the ways to one pair of words the best goes on
         new[1:] = (last[1:] != last[:-1]) | (word[1:] != word[:-1])
         others = _others(ways.last[at[new]], word[new], score[new])
+        beaten = _beaten(new, ways.last[at], score, c)
         stops = score[new] + c.another + c.words_weight * self.ngrams.log(last[new], word[new], np.full(int(new.sum()), END))
-        begun: dict[int, tuple[float, int]] = {}
+        begun: dict[int, tuple[float, Said]] = {}
         for index, (way, previous, this, value, stop) in enumerate(
             zip(at[new].tolist(), last[new].tolist(), word[new].tolist(), score[new].tolist(), stops.tolist(), strict=True)
         ):
             came, key = said[int(ways.last[way])], next(_keys)
             for ends, reached, history in ((False, value, (previous, this)), (True, stop, (BEGIN, BEGIN))):
+                if reached <= top - c.beam:
+                    continue
+                one = _after(came, this, ends, others[index], key)
+                one = one.better_than(
+                    ((less, _after(said[other], this, ends, others[index], key)) for less, other in beaten[index]), c
+                )
                 place = histories.place(history) * tree.size
-                if reached > top - c.beam and reached > begun.get(place, (-np.inf, 0))[0]:
-                    said.append(Said(came, this, ends, others[index], key, this if came is None else came.first))
-                    begun[place] = reached, len(said) - 1
+                _meet(begun, place, reached, one, c)
+        return self._begun(ways, begun, said)
+
+    def _begun(self, ways: _Ways, begun: dict[int, tuple[float, Said]], said: list[Said | None]) -> _Ways:
+        """Begin at these places; where a way is already, the better one goes on and remembers the other."""
+        last = ways.last.copy()
         places = np.array(sorted(begun), np.int64)
-        fresh = [begun[place] for place in places.tolist()]
-        nothing = np.full(len(fresh), -np.inf)
-        return ways.joined(
-            _Ways(places, nothing, np.array([one[0] for one in fresh]), np.array([one[1] for one in fresh], np.int64))
-        )
+        where = np.minimum(np.searchsorted(ways.places, places), len(ways.places) - 1)
+        best = ways.best()
+        numbers = []
+        for place, here in zip(places.tolist(), where.tolist(), strict=True):
+            reached, one = begun[place]
+            there = said[int(last[here])] if ways.places[here] == place else None
+            if there is not None and reached > best[here]:
+                one = one.better_than([(reached - float(best[here]), there)], self.config)
+            elif there is not None and (more := there.better_than([(float(best[here]) - reached, one)], self.config)) is not there:
+                said.append(more)
+                last[here] = len(said) - 1
+            said.append(one)
+            numbers.append(len(said) - 1)
+        scores = np.array([begun[place][0] for place in places.tolist()])
+        fresh = _Ways(places, np.full(len(places), -np.inf), scores, np.array(numbers, np.int64))
+        return replace(ways, last=last).joined(fresh)
 
     def _kept(self, ways: _Ways) -> _Ways:
         """Those within the beam."""
@@ -310,6 +373,40 @@ def _others(came: Ints, word: Ints, score: Floats, most: int = 3, least: float =
     return found
 
 
+def _beaten(new: NDArray[np.bool_], came: Ints, score: Floats, config: WordSearchConfig) -> list[list[tuple[float, int]]]:
+    """For the best ways to each pair of words, of ways in groups of which the best come first: how much worse the others of the group are,
+    and the word that they come from.
+    """
+    groups: list[list[tuple[float, int]]] = []
+    best = 0.0
+    for first, one, value in zip(new.tolist(), came.tolist(), score.tolist(), strict=True):
+        if first:
+            groups.append([])
+            best = value
+        elif best - value <= config.doubt and len(groups[-1]) < 2 * config.most_doubts:
+            groups[-1].append((best - value, one))
+    return groups
+
+
+def _after(came: Said | None, word: int, ends: bool, others: tuple[tuple[int, float], ...], key: int) -> Said:
+    """A word that is said after another."""
+    if came is None:
+        return Said(None, word, ends, others, key, word, hash((word, ends)))
+    return Said(came, word, ends, others, key, came.first, hash((came.path, word, ends)))
+
+
+def _meet(begun: dict[int, tuple[float, Said]], place: int, reached: float, one: Said, config: WordSearchConfig) -> None:
+    """Begin at a place, unless a better way does; the better one remembers the other."""
+    if place not in begun:
+        begun[place] = reached, one
+        return
+    best, there = begun[place]
+    if reached > best:
+        begun[place] = reached, one.better_than([(reached - best, there)], config)
+    else:
+        begun[place] = best, there.better_than([(best - reached, one)], config)
+
+
 def _compact(ways: _Ways, said: list[Said | None], histories: Ints, size: int) -> SearchState:
     """Without the words and histories that no way has."""
     used, last = np.unique(ways.last, return_inverse=True)
@@ -326,18 +423,17 @@ def _compact(ways: _Ways, said: list[Said | None], histories: Ints, size: int) -
     )
 
 
-def spelt(said: Said, lexicon: Lexicon, done: bool = True) -> Iterator[tuple[Said, str, bool]]:
-    """All words up to one, as they are written: (word, text with a space in front but for the first, False), and the marks (word, mark,
+def spelt(words: Sequence[Said], lexicon: Lexicon, done: bool = True) -> Iterator[tuple[Said, str, bool]]:
+    """Words as they are written: (word, text with a space in front but for the first, False), and the marks (word, mark,
     True) that end sentences. done: whether the last word's sentence is over whatever it says.
     """
     opening: list[int] = []
-    words = said.words()
     for index, one in enumerate(words):
         text = lexicon.words[one.word]
         if not opening:
             text = text[:1].upper() + text[1:]
         opening.append(one.word)
         yield one, f" {text}" if index else text, False
-        if one.ends or (done and one is said):
+        if one.ends or (done and index == len(words) - 1):
             yield one, "?" if lexicon.question(opening) else ".", True
             opening = []

@@ -31,11 +31,14 @@ from duplex.errors import InputError, WeightsError
 from encoders.speech_projector import SpeechProjector, SpeechProjectorConfig
 from tests.encoders.test_speech_projector import whisper_tensors
 
-SMALL = SpeechProjectorConfig(32, 2, 1, 1, 48, 3, left=2)
+SMALL = SpeechProjectorConfig(32, 2, 1, 1, 48, 3, left=2, rank=4)
 
 SPEAKS = f"""#!{sys.executable}
 import math, struct, sys, wave
-if "-w" in sys.argv:  # as espeak-ng is called
+if "--batch" in sys.argv:  # as festival is called
+    script = sys.argv[-1]
+    text, out, rate = script.split('Text "')[1].split('"')[0], script.rsplit('"', 2)[1], 16000
+elif "-w" in sys.argv:  # as espeak-ng is called
     text, out, rate = sys.argv[-1], sys.argv[sys.argv.index("-w") + 1], 22050
 else:
     text, out = sys.argv[sys.argv.index("-t") + 1], sys.argv[sys.argv.index("-o") + 1]
@@ -50,8 +53,8 @@ with wave.open(out, "wb") as file:
 
 @pytest.fixture
 def flite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both programs."""
-    for name in PROGRAMS:
+    """All programs."""
+    for name in set(PROGRAMS.values()):
         (tmp_path / name).write_text(SPEAKS)
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -161,7 +164,7 @@ def test_the_command_makes_weights_a_card_and_goes_on(
     said = capsys.readouterr().out
     assert "joe does not speak" in said and "of words wrong" in said
     card = out.with_suffix(".md").read_text()
-    assert "awb, kal16, espeak, kal" in card and "0.02" in card and out.stat().st_size > 10_000
+    assert "awb, kal16, ked, espeak, kal" in card and "0.02" in card and out.stat().st_size > 10_000
     assert cli.main([*command, "--minutes", "0.03"]) == 0
     assert "going on after" in capsys.readouterr().out
     (work / "projector-0.pt").unlink()

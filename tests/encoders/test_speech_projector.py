@@ -1,5 +1,8 @@
 """The projector's promises: a stream gives what one long step gives, the future changes nothing, and what is saved is what is loaded."""
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +10,12 @@ import torch
 from duplex.errors import WeightsError
 from encoders import mel, speech_projector
 from encoders.speech_projector import SpeechProjector, SpeechProjectorConfig, collapse, level, load_whisper
+from encoders.speech_projector_layers import Adapted
 from encoders.word_lexicon import Lexicon
 from encoders.word_ngrams import WordNgrams
 from tests.encoders.babble import babble
 
-SMALL = SpeechProjectorConfig(32, 2, 2, 3, 48, 3, before=2, left=2)
+SMALL = SpeechProjectorConfig(32, 2, 2, 3, 48, 3, before=2, left=2, rank=4)
 CHUNK = SMALL.mel_frames
 
 
@@ -21,6 +25,9 @@ def net():
     found = SpeechProjector(SMALL)
     for layer in found.sounds:
         layer.near.weight.data.normal_(0, 0.4)  # they begin without any say
+    for name, value in found.named_parameters():
+        if name.endswith(".up"):  # and so do these
+            value.data.normal_(0, 0.1)
     return found.requires_grad_(False).eval()
 
 
@@ -37,7 +44,7 @@ def whisper_tensors(net):
     found = {}
     for name, value in net.state_dict().items():
         part, _, rest = name.partition(".")
-        if part == "encoder":
+        if part == "encoder" and not name.endswith((".up", ".down")):
             index, layer, kind = rest.split(".")
             found[f"encoder.blocks.{index}.{names[layer]}.{kind}"] = torch.randn_like(value)
         elif part == "encoder_norm":
@@ -111,7 +118,8 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, net, sound):
     lexicon = Lexicon(("", "", "one"), np.array([2]), ((3, 4),), np.zeros(1))
     file = tmp_path / "projector.safetensors"
     kept = speech_projector.save(file, own, lexicon, WordNgrams.count([[2]], 3))
-    assert not any(name.startswith(("net.conv", "net.encoder.")) for name in kept)
+    assert not any(name.startswith(("net.conv", "net.encoder.")) and not name.endswith((".up", ".down")) for name in kept)
+    assert sum(name.endswith(".up") for name in kept) == 2 * 6
     from duplex.checkpoint import read_tensors
 
     again, words, ngrams = speech_projector.restore(file, read_tensors(file), whisper)
@@ -122,3 +130,24 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, net, sound):
         speech_projector.restore(file, read_tensors(file), {})
     with pytest.raises(WeightsError, match="does not hold"):
         speech_projector.restore(file, {}, whisper)
+
+
+def test_what_was_learnt_beside_whispers_layers_may_become_part_of_them(net, sound):
+    folded = copy.deepcopy(net)
+    plain = copy.deepcopy(net)
+    for part in plain.encoder.modules():
+        if isinstance(part, Adapted):
+            part.up.data.zero_()
+    folded.fold()
+    folded.fold()
+    before, after = net(sound, net.open(2))[0], folded(sound, net.open(2))[0]
+    assert torch.allclose(before, after, atol=1e-4)
+    assert not torch.allclose(before, plain(sound, net.open(2))[0], atol=1e-2)
+    assert not any(name.endswith((".up", ".down")) for name in folded.state_dict())
+
+
+def test_layers_may_be_left_as_published(sound):
+    published = SpeechProjector(replace(SMALL, rank=0))
+    assert not any(isinstance(part, Adapted) for part in published.modules())
+    with pytest.raises(ValueError, match="rank at least 0"):
+        replace(SMALL, rank=-1)

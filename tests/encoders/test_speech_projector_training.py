@@ -14,7 +14,7 @@ from encoders.speech_projector_recipe import ProjectorTrainingConfig
 from encoders.speech_projector_training import Training, ctc_per_label, distance
 from tests.encoders.test_speech_projector import whisper_tensors
 
-SMALL = SpeechProjectorConfig(32, 2, 1, 1, 48, 3, left=2, phones=4)
+SMALL = SpeechProjectorConfig(32, 2, 1, 1, 48, 3, left=2, phones=4, rank=4)
 TONES = (300, 700, 1500, 3000)
 
 
@@ -106,14 +106,31 @@ def test_rows_without_labels_do_not_count():
 
 
 def test_what_was_heard_is_learnt_from_again(whisper, spoken, monkeypatch):
-    run = training(whisper, again=3, memory_h=0.02)
+    run = training(whisper, again=3, memory_h=0.02, adapt_from=0.6)
     heard = []
     plain = run._hear
-    monkeypatch.setattr(run, "_hear", lambda s: heard.append(plain(s)) or heard[-1])
+    monkeypatch.setattr(run, "_hear", lambda s, adapting: heard.append(plain(s, adapting)) or heard[-1])
     for _ in range(30):
         run.learn(spoken, 0.5)
     assert len(heard) in (10, 11)
     assert sum(one.sound_s for one in run._memory) < 0.02 * 3600 + 20
+    heard.clear()
+    for _ in range(6):
+        run.learn(spoken, 0.6)  # what was heard with other layers is of no use any more
+    assert len(heard) == 6
+
+
+def test_what_stands_beside_whispers_layers_learns_when_its_time_has_come(whisper, spoken):
+    run = training(whisper, adapt_from=0.5)
+    beside = [value for name, value in run.net.named_parameters() if name.endswith((".up", ".down"))]
+    before = [value.clone() for value in beside]
+    published = run.net.encoder[0].query.weight.clone()
+    run.learn(spoken, 0.4)
+    assert all(torch.equal(a, b) for a, b in zip(beside, before, strict=True))
+    for _ in range(3):
+        run.learn(spoken, 0.5)
+    assert len(beside) == 12 and not any(torch.equal(a, b) for a, b in zip(beside, before, strict=True))
+    assert torch.equal(run.net.encoder[0].query.weight, published)
 
 
 def test_a_training_begins_with_an_earlier_one(whisper, spoken):

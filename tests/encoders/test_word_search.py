@@ -59,7 +59,7 @@ def heard(said, sure=0.9, blanks=1):
 
 def text(search, state):
     best = search.best(state)
-    return None if best is None else "".join(one for _, one, _ in spelt(best, search.lexicon))
+    return None if best is None else "".join(one for _, one, _ in spelt(best.words(), search.lexicon))
 
 
 @pytest.mark.parametrize(
@@ -153,3 +153,42 @@ def test_memory_is_bounded(search):
 def test_wrong_settings_say_what_to_change(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         WordSearchConfig(**wrong)
+
+
+def said(words):
+    return [WORDS[one.word] for one in words]
+
+
+@settings(deadline=None, max_examples=60)
+@given(phones, st.floats(0.3, 0.95))
+def test_paths_are_the_likeliest_and_others_that_are_worse(search, heard_phones, sure):
+    state = search.step(search.open(), heard(heard_phones, sure))
+    paths, best = search.paths(state), search.best(state)
+    assert (best is None) == (not paths)
+    if paths:
+        assert paths[0] == (0.0, best.words())
+        texts = [tuple((one.word, one.ends) for one in words) for _, words in paths]
+        assert texts[0] not in texts[1:]
+        assert all(0 <= less <= search.config.doubt and words for less, words in paths)
+
+
+def test_a_word_before_the_last_two_may_be_another(search):
+    wide = WordSearch(search.lexicon, search.ngrams, WordSearchConfig(doubt=12, beam=20))
+    paths = wide.paths(wide.step(wide.open(), heard("he(kh)atsatonhehat", sure=0.95)))
+    others = {" ".join(said(words)) for _, words in paths}
+    assert {"the cat sat on the hat", "the hat sat on the hat"} <= others
+    sure = WordSearch(search.lexicon, search.ngrams, WordSearchConfig(doubt=0))
+    assert len(sure.paths(sure.step(sure.open(), heard("he(kh)atsatonhehat")))) == 1
+
+
+def test_what_is_remembered_stays_little(search):
+    state = search.step(search.open(), heard("(kh)a(tk)" * 40, sure=0.5))
+    words = search.best(state).words()
+    assert len(words) > 20 and all(len(one.beaten) <= search.config.most_doubts for one in words)
+    assert len(search.paths(state)) <= 1 + search.config.most_doubts * len(words)
+
+
+@pytest.mark.parametrize("settings", [{"doubt": -1.0}, {"most_doubts": -1}])
+def test_doubts_below_nought_are_refused(settings):
+    with pytest.raises(ValueError, match="must not be below 0"):
+        WordSearchConfig(**settings)
