@@ -229,8 +229,9 @@ def _card(
 
 {size:,} values, fp16: on Whisper tiny.en's encoder, {sizes.encoder_layers} layers in windows that see 320 ms ahead,
 {sizes.sound_layers} transformer layers at 25 Hz that are read as {sizes.phones} phones. Whisper's layers are OpenAI's as published and
-not in this file; beside each of their linear layers stand two thin ones that are (LoRA, rank {sizes.rank}). With them {len(language.lexicon.words) - FIRST:,} words in {len(language.lexicon.phones):,} pronunciations, and how likely
-each is after two others (trigrams, Kneser-Ney), from the texts below.
+not in this file; beside each of their linear layers stand two thin ones that are (LoRA, rank {sizes.rank}).
+With them {len(language.lexicon.words) - FIRST:,} words in {len(language.lexicon.phones):,} pronunciations, and how likely each is after two
+others (trigrams, Kneser-Ney), from the texts below.
 
 * Made by: `duologue train projector --sentences {args.sentences} --speech-seconds {args.speech_seconds:g} --passes {args.passes}
   --minutes {args.minutes:g} --batch {args.batch:g} --seed {args.seed}{begun}`, {training.step} steps on {where}
