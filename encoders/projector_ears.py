@@ -7,7 +7,8 @@ on how often or when the caller asks.
 
 Where several words may have been said, the LLM itself judges which (`encoders.rescoring`), if it is given as a judge.
 
-What the LLM is given for a word is its own embedding of it, mixed with those of the words that may have been said in its place.
+What the LLM is given for a word is its own embedding of it; with `snap` below 1, mixed with those of the words that may have been said in
+its place.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class ProjectorEarsConfig:
     """Sound that was not settled yet is kept so long; older sound is lost."""
     end_silence_s: float = 0.32
     """Silence heard after a window's end, at least: what comes out is a chunk late."""
-    snap: float = 0.0
+    snap: float = 1.0
     """How far a vector is moved from what may have been said (0) to the embedding of the likeliest word (1)."""
     judge_weight: float = 0.5
     """Of the LLM's judgement of what may have been said beside the search's scores; 0 asks it for none."""
