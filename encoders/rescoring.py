@@ -48,8 +48,7 @@ def choose(
     starts = [0]
     for tokens in written:
         starts.append(starts[-1] + len(tokens))
-    places: list[tuple[int, int, float, list[Said]]] = []  # from, to, how much worse, words instead
-    doubts: list[Doubt] = []
+    places, doubts = list[_Place](), list[Doubt]()
     for less, words in paths[1:]:
         begin, end = _apart(usual, words)
         instead = words[begin : len(words) - (len(usual) - end)]
@@ -57,21 +56,31 @@ def choose(
         behind = begin + len(instead) + _AFTER
         doubt = Doubt(starts[begin], _joined(written[begin : end + _AFTER]), _joined(others[begin:behind]))
         if doubt.usual != doubt.other:
-            places.append((begin, end, less, instead))
+            places.append(_Place(begin, end, less, instead))
             doubts.append(doubt)
     if not doubts:
         return usual
     found = judge(_joined(written), doubts)
-    gains = [(weight * more - less, place) for more, (_, _, less, _), place in zip(found, places, range(len(places)), strict=True)]
-    taken: list[tuple[int, int, list[Said]]] = []
+    gains = [(weight * more - place.less, place) for more, place in zip(found, places, strict=True)]
+    taken: list[_Place] = []
     for gain, place in sorted(gains, key=lambda one: -one[0]):
-        begin, end, _, instead = places[place]
-        if gain > 0 and all(end < other or begin > until for other, until, _ in taken):
-            taken.append((begin, end, instead))
+        if gain > 0 and all(place.end < other.begin or place.begin > other.end for other in taken):
+            taken.append(place)
     said = list(usual)
-    for begin, end, instead in sorted(taken, key=lambda one: -one[0]):
-        said[begin:end] = instead
+    for place in sorted(taken, key=lambda one: -one.begin):
+        said[place.begin : place.end] = place.instead
     return said
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where other words may have been said."""
+
+    begin: int
+    end: int
+    less: float
+    """How much worse they are by the search's scores."""
+    instead: list[Said]
 
 
 def _written(words: Sequence[Said], lexicon: Lexicon, encode: Callable[[str], Sequence[int]]) -> list[tuple[int, ...]]:
