@@ -78,7 +78,7 @@ class Said:
     """The first word of the turn."""
     path: int
     """Equal for words that were said after the same words: a hash of all of them."""
-    beaten: tuple[tuple[float, Said], ...] = ()
+    beaten: tuple[tuple[float, Said], ...] = field(default=(), repr=False)
     """Words that may have been said in its place after other ones, and how much worse that is; the least first."""
 
     def words(self) -> list[Said]:
