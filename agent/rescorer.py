@@ -40,7 +40,7 @@ class Rescorer:
 
     def _judge(self, tokens: Sequence[int], doubts: Sequence[Doubt]) -> list[float]:
         first = len(self._opening)
-        tree = _Tree(first)
+        tree = _Tree()
         for doubt in doubts:
             tree.add(first + doubt.at, doubt.other)
         text = [*self._opening, *tokens[: max(doubt.at + len(doubt.usual) for doubt in doubts)]]
@@ -52,7 +52,7 @@ class Rescorer:
         for doubt in doubts:
             for place in range(first + doubt.at - 1, first + doubt.at + max(len(doubt.usual), 1) - 1):
                 wanted.setdefault(place, len(wanted))
-        odds = self._odds(torch.cat((self._context.buffers.hidden[list(wanted)], states)))
+        odds = _Odds(self._thinker.logits_of(torch.cat((self._context.buffers.hidden[list(wanted)], states))))
         found = []
         for doubt in doubts:
             at = first + doubt.at
@@ -60,9 +60,6 @@ class Rescorer:
             rows = [wanted[at - 1], *(len(wanted) + node for node in tree.nodes(at, doubt.other))]
             found.append(sum(odds(row, token) for row, token in zip(rows, doubt.other, strict=False)) - usual)
         return found
-
-    def _odds(self, states: Tensor) -> _Odds:
-        return _Odds(self._thinker.logits_of(states))
 
 
 class _Odds:
@@ -80,8 +77,7 @@ class _Odds:
 class _Tree:
     """Branches off a text, of which those that begin alike share their beginning. The last token of each need not go through the LLM."""
 
-    def __init__(self, first: int) -> None:
-        self.first = first
+    def __init__(self) -> None:
         self.tokens: list[int] = []
         self.places: list[int] = []
         """Position of each token."""

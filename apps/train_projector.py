@@ -31,8 +31,9 @@ from encoders.speech_batches import Batches, Spoken
 from encoders.speech_projector import SpeechProjectorConfig
 from encoders.speech_projector_recipe import ON_A_CPU, ProjectorTrainingConfig
 from encoders.speech_projector_training import Progress, Training, distance
+from encoders.word_lattice import spelt
 from encoders.word_ngrams import FIRST
-from encoders.word_search import WordSearch, spelt
+from encoders.word_search import WordSearch
 
 WEIGHTS = Path(speech_projector.__file__).parent / "weights" / "projector.safetensors"
 

@@ -34,9 +34,10 @@ from encoders.recent_frames import FRAME_RATE_HZ, MOST_KEPT_S, RecentFrames, blo
 from encoders.rescoring import Judge, choose
 from encoders.speech_projector import ProjectorState, SpeechProjector, SpeechProjectorConfig
 from encoders.speech_projector_layers import Lookback
+from encoders.word_lattice import Said, spelt
 from encoders.word_lexicon import Lexicon
 from encoders.word_ngrams import FIRST, WordNgrams
-from encoders.word_search import Said, SearchState, WordSearch, WordSearchConfig, spelt
+from encoders.word_search import SearchState, WordSearch, WordSearchConfig
 
 WEIGHTS = Path(__file__).parent / "weights" / "projector.safetensors"
 """The shipped weights; the model card lies beside them."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from encoders.word_lattice import Said, spelt
 from encoders.word_lexicon import Lexicon
-from encoders.word_search import Said, spelt
 
 _AFTER = 3
 """Words that are judged behind a place of doubt."""

@@ -244,8 +244,8 @@ class Training:
 
     @torch.no_grad()
     def begin(self, net: SpeechProjector) -> None:
-        """Begin with what was learnt before. Raises WeightsError."""
-        if net.config != self.net.config:
+        """Begin with what was learnt before, with or without anything beside Whisper's layers. Raises WeightsError."""
+        if replace(net.config, rank=0) != replace(self.net.config, rank=0) or net.config.rank not in (0, self.net.config.rank):
             raise WeightsError("What was learnt before has other sizes, or other phones; begin without it.")
         self.net.load_state_dict(net.own_parameters(), strict=False)
         for average, parameter in zip(self.average, self.learnt, strict=True):

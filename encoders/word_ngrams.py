@@ -24,7 +24,7 @@ NEVER = -20.0
 _MOST = 1 << 16
 _LOGS = ("single", "single_back", "pair", "pair_back", "triple")
 _WORDS = ("pair_words", "triple_words")
-_ENDS = ("pair_ends", "triple_ends")
+_COUNTS = ("pair_counts", "triple_counts")
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -108,13 +108,13 @@ class WordNgrams:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """As they are kept: logarithms in fp16, words in 16 bits."""
+        """As they are kept: logarithms in fp16, words in 16 bits, and so is how many pairs and triples begin alike."""
         logs = {"single": self.single, "single_back": self.single_back, "pair": self._pair, "pair_back": self._pair_back}
         kept = {name: torch.from_numpy(value.astype(np.float16)) for name, value in {**logs, "triple": self._triple}.items()}
         words = {"pair_words": self._pair_words, "triple_words": self._triple_words}
         kept |= {name: torch.from_numpy(value.astype(np.uint16).view(np.int16)) for name, value in words.items()}
-        ends = {"pair_ends": self._pair_ends, "triple_ends": self._triple_ends}
-        return kept | {name: torch.from_numpy(value.astype(np.int32)) for name, value in ends.items()}
+        counts = {"pair_counts": np.diff(self._pair_ends, prepend=0), "triple_counts": np.diff(self._triple_ends, prepend=0)}
+        return kept | {name: torch.from_numpy(value.astype(np.uint16).view(np.int16)) for name, value in counts.items()}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> WordNgrams:
@@ -122,7 +122,7 @@ class WordNgrams:
         try:
             single, single_back, pair, pair_back, triple = (tensors[name].numpy().astype(np.float64) for name in _LOGS)
             pair_words, triple_words = (tensors[name].numpy().view(np.uint16).astype(np.int64) for name in _WORDS)
-            pair_ends, triple_ends = (tensors[name].numpy().astype(np.int64) for name in _ENDS)
+            pair_ends, triple_ends = (tensors[name].numpy().view(np.uint16).astype(np.int64).cumsum() for name in _COUNTS)
             return cls(single, single_back, pair_ends, pair_words, pair, pair_back, triple_ends, triple_words, triple)
         except (KeyError, ValueError) as error:
             raise WeightsError(f"These are not the probabilities of words ({error}).") from error

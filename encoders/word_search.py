@@ -13,18 +13,15 @@ Legend: S sounds (25 a second), P phones, n ways in the beam, k of them that go 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders.word_lattice import Doubts, Floats, Ints, Said, beaten_ways, meet, others_beside, said_after
 from encoders.word_lexicon import Lexicon, PronunciationTree
 from encoders.word_ngrams import BEGIN, END, WordNgrams
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 _keys = count(1)  # of all words ever said here; next() is atomic
 
@@ -47,58 +44,14 @@ class WordSearchConfig:
     """Words that may end at one sound, over all ways."""
     quiet: float = 0.98
     """P(blank) from which no way goes on."""
-    doubt: float = 6.0
-    """What was beaten by no more than this is remembered as a path that may be right."""
-    most_doubts: int = 3
-    """Per word; the least beaten."""
+    doubts: Doubts = field(default_factory=Doubts)
+    """What is remembered of ways that were beaten."""
 
     def __post_init__(self) -> None:
         if self.words_weight < 0 or self.beam <= 0 or self.floor >= 0 or min(self.most_ways, self.most_words) < 1:
             raise ValueError("words_weight must not be below 0, beam above 0, floor below 0, most_ways and most_words at least 1")
         if not 0 < self.quiet <= 1:
             raise ValueError("quiet must be in (0, 1]")
-        if self.doubt < 0 or self.most_doubts < 0:
-            raise ValueError("doubt and most_doubts must not be below 0")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Said:
-    """A word that may have been said, and through it all words before."""
-
-    before: Said | None
-    """None for a turn's first."""
-    word: int
-    ends: bool
-    """Whether a sentence ends with it."""
-    others: tuple[tuple[int, float], ...]
-    """Words that may have been said in its place, and how likely each is; what is missing to 1 is its own."""
-    key: int
-    """No other word that was ever said has it, but for the same one with or without an end behind it."""
-    first: int
-    """The first word of the turn."""
-    path: int
-    """Equal for words that were said after the same words: a hash of all of them."""
-    beaten: tuple[tuple[float, Said], ...] = field(default=(), repr=False)
-    """Words that may have been said in its place after other ones, and how much worse that is; the least first."""
-
-    def words(self) -> list[Said]:
-        """All words up to this one."""
-        found: list[Said] = []
-        at: Said | None = self
-        while at is not None:
-            found.append(at)
-            at = at.before
-        return found[::-1]
-
-    def better_than(self, others: Iterable[tuple[float, Said]], config: WordSearchConfig) -> Said:
-        """The same, and these are remembered as far as they say something else and are not too much worse."""
-        known = {self.path}
-        kept = list[tuple[float, Said]]()
-        for less, one in sorted((*self.beaten, *others), key=lambda other: other[0]):
-            if less <= config.doubt and len(kept) < config.most_doubts and one.path not in known:
-                known.add(one.path)
-                kept.append((less, one))
-        return replace(self, beaten=tuple(kept)) if len(kept) != len(self.beaten) or tuple(kept) != self.beaten else self
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,7 +108,7 @@ class WordSearch:
         The others leave the first at one place only, and come back to it or end otherwise. Empty where nothing was said.
         """
         scores, last = self._ended(state)
-        order = np.argsort(-scores, kind="stable")[: 1 + 4 * self.config.most_doubts]
+        order = np.argsort(-scores, kind="stable")[: 1 + 4 * self.config.doubts.most]
         top = float(scores[order[0]])
         ended = [(top - float(scores[one]), state.said[int(last[one])]) for one in order]
         best = ended[0][1]
@@ -163,7 +116,7 @@ class WordSearch:
             return []
         words = best.words()
         found = [(0.0, words)]
-        whole = best.better_than([(less, one) for less, one in ended if one is not None], self.config)
+        whole = best.better_than([(less, one) for less, one in ended if one is not None], self.config.doubts)
         for place, word in enumerate((*words[:-1], whole)):
             found += [(less, [*other.words(), *words[place + 1 :]]) for less, other in word.beaten]
         return found
@@ -224,8 +177,8 @@ class WordSearch:
         score = ways.speaking[at] + c.words_weight * (self.ngrams.log(before, last, word) + tree.end_odds[end])
         top = max(float(score.max()), float((ways.best() + self._ahead[node]).max()))
         good = np.flatnonzero(score > top - c.beam)
-        if len(good) > c.most_words:
-            good = good[np.argpartition(-score[good], c.most_words)[: c.most_words]]
+        if len(good) > c.most_words:  # with all that are as good as the last of these, whatever their order
+            good = good[score[good] >= np.partition(score[good], -c.most_words)[-c.most_words]]
         if not len(good):
             return ways
         at, last, word, score = at[good], last[good], word[good], score[good]
@@ -233,8 +186,8 @@ class WordSearch:
         at, last, word, score = at[order], last[order], word[order], score[order]
         new = np.ones(len(at), bool)  # of the ways to one pair of words the best goes on
         new[1:] = (last[1:] != last[:-1]) | (word[1:] != word[:-1])
-        others = _others(ways.last[at[new]], word[new], score[new])
-        beaten = _beaten(new, ways.last[at], score, c)
+        others = others_beside(ways.last[at[new]], word[new], score[new])
+        beaten = beaten_ways(new, ways.last[at], score, c.doubts)
         stops = score[new] + c.another + c.words_weight * self.ngrams.log(last[new], word[new], np.full(int(new.sum()), END))
         begun: dict[int, tuple[float, Said]] = {}
         for index, (way, previous, this, value, stop) in enumerate(
@@ -244,12 +197,12 @@ class WordSearch:
             for ends, reached, history in ((False, value, (previous, this)), (True, stop, (BEGIN, BEGIN))):
                 if reached <= top - c.beam:
                     continue
-                one = _after(came, this, ends, others[index], key)
+                one = said_after(came, this, ends, others[index], key)
                 one = one.better_than(
-                    ((less, _after(said[other], this, ends, others[index], key)) for less, other in beaten[index]), c
+                    ((less, said_after(said[other], this, ends, others[index], key)) for less, other in beaten[index]), c.doubts
                 )
                 place = histories.place(history) * tree.size
-                _meet(begun, place, reached, one, c)
+                meet(begun, place, reached, one, c.doubts)
         return self._begun(ways, begun, said)
 
     def _begun(self, ways: _Ways, begun: dict[int, tuple[float, Said]], said: list[Said | None]) -> _Ways:
@@ -263,8 +216,11 @@ class WordSearch:
             reached, one = begun[place]
             there = said[int(last[here])] if ways.places[here] == place else None
             if there is not None and reached > best[here]:
-                one = one.better_than([(reached - float(best[here]), there)], self.config)
-            elif there is not None and (more := there.better_than([(float(best[here]) - reached, one)], self.config)) is not there:
+                one = one.better_than([(reached - float(best[here]), there)], self.config.doubts)
+            elif (
+                there is not None
+                and (more := there.better_than([(float(best[here]) - reached, one)], self.config.doubts)) is not there
+            ):
                 said.append(more)
                 last[here] = len(said) - 1
             said.append(one)
@@ -354,59 +310,6 @@ def _spread(node: Ints, counts: Ints, starts: Ints) -> tuple[Ints, Ints]:
     return at, np.arange(len(at)) + np.repeat(starts[node] - ends + many, many)
 
 
-def _others(came: Ints, word: Ints, score: Floats, most: int = 3, least: float = 0.05) -> list[tuple[tuple[int, float], ...]]:
-    """For words that end now: those that end beside them after the same words, and how likely each is."""
-    groups: dict[int, list[int]] = {}
-    for index, one in enumerate(came.tolist()):
-        groups.setdefault(one, []).append(index)
-    found: list[tuple[tuple[int, float], ...]] = [()] * len(came)
-    for members in groups.values():
-        if len(members) > 1:
-            odds = np.exp(score[members] - score[members].max())
-            best: dict[int, float] = {}
-            for index, share in zip(members, odds.tolist(), strict=True):
-                best[int(word[index])] = max(best.get(int(word[index]), 0.0), share)
-            ranked = sorted(best.items(), key=lambda one: -one[1])[: most + 1]
-            total = sum(best.values())
-            for index in members:
-                found[index] = tuple((w, s / total) for w, s in ranked if w != word[index] and s / total > least)
-    return found
-
-
-def _beaten(new: NDArray[np.bool_], came: Ints, score: Floats, config: WordSearchConfig) -> list[list[tuple[float, int]]]:
-    """For the best ways to each pair of words, of ways in groups of which the best come first: how much worse the others of the group are,
-    and the word that they come from.
-    """
-    groups: list[list[tuple[float, int]]] = []
-    best = 0.0
-    for first, one, value in zip(new.tolist(), came.tolist(), score.tolist(), strict=True):
-        if first:
-            groups.append([])
-            best = value
-        elif best - value <= config.doubt and len(groups[-1]) < 2 * config.most_doubts:
-            groups[-1].append((best - value, one))
-    return groups
-
-
-def _after(came: Said | None, word: int, ends: bool, others: tuple[tuple[int, float], ...], key: int) -> Said:
-    """A word that is said after another."""
-    if came is None:
-        return Said(None, word, ends, others, key, word, hash((word, ends)))
-    return Said(came, word, ends, others, key, came.first, hash((came.path, word, ends)))
-
-
-def _meet(begun: dict[int, tuple[float, Said]], place: int, reached: float, one: Said, config: WordSearchConfig) -> None:
-    """Begin at a place, unless a better way does; the better one remembers the other."""
-    if place not in begun:
-        begun[place] = reached, one
-        return
-    best, there = begun[place]
-    if reached > best:
-        begun[place] = reached, one.better_than([(reached - best, there)], config)
-    else:
-        begun[place] = best, there.better_than([(best - reached, one)], config)
-
-
 def _compact(ways: _Ways, said: list[Said | None], histories: Ints, size: int) -> SearchState:
     """Without the words and histories that no way has."""
     used, last = np.unique(ways.last, return_inverse=True)
@@ -421,19 +324,3 @@ def _compact(ways: _Ways, said: list[Said | None], histories: Ints, size: int) -
         tuple(said[index] for index in used.tolist()),
         histories[known],
     )
-
-
-def spelt(words: Sequence[Said], lexicon: Lexicon, done: bool = True) -> Iterator[tuple[Said, str, bool]]:
-    """Words as they are written: (word, text with a space in front but for the first, False), and the marks (word, mark,
-    True) that end sentences. done: whether the last word's sentence is over whatever it says.
-    """
-    opening: list[int] = []
-    for index, one in enumerate(words):
-        text = lexicon.words[one.word]
-        if not opening:
-            text = text[:1].upper() + text[1:]
-        opening.append(one.word)
-        yield one, f" {text}" if index else text, False
-        if one.ends or (done and index == len(words) - 1):
-            yield one, "?" if lexicon.question(opening) else ".", True
-            opening = []

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders.rescoring import Doubt, choose
+from encoders.word_lattice import Said
 from encoders.word_lexicon import Lexicon
-from encoders.word_search import Said
 
 WORDS = ("", "", "the", "cat", "hat", "sat", "on", "mat", "who")
 ID = {word: index for index, word in enumerate(WORDS)}
