@@ -3,9 +3,9 @@
     log-mel 100 Hz -> Whisper's encoder 50 Hz -> our own layers 25 Hz, read as phones
 
 Notable: Whisper's encoder looks at 30 s at once; here it looks, for every chunk of 320 ms, at a window of that chunk, some chunks before
-it and one after it. So what comes out is one chunk late, and the end of a turn costs two windows. Whisper's layers are as published and are
-not part of the shipped file. All of them are used: phones of unknown voices are read far better from the whole encoder in such windows than
-from its lower layers, with which a chunk would be encoded only once.
+it and one after it. So what comes out is one chunk late, and the end of a turn costs two windows. Whisper's layers are as published and
+not part of the shipped file; what was learnt beside them (LoRA), if anything was, is. All of them are used: phones of unknown voices are
+read far better from the whole encoder in such windows than from its lower layers, with which a chunk would be encoded only once.
 
 Between the rates, and within each of our own layers, convolutions look a little back; our own attention sees its own chunk and the 3.84 s
 before it. One forward for both: a batch for training is "fresh state, one long step".
