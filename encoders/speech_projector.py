@@ -62,7 +62,7 @@ class SpeechProjectorConfig:
     """Chunks before its own that a position of ours sees."""
     phones: int = 48
     """That it tells apart."""
-    rank: int = 32
+    rank: int = 8
     """Of what is learnt beside each of Whisper's linear layers; 0 leaves them as published."""
 
     def __post_init__(self) -> None:

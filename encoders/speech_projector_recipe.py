@@ -23,6 +23,8 @@ class ProjectorTrainingConfig:
     """Weight decay."""
     adapt_from: float = 0.4
     """Share of the time after which what stands beside Whisper's layers learns too; until then these are as published."""
+    kept: float = 0.25
+    """Share of what is learnt after that which is kept in the end, beside what had been learnt before it: people are heard better so."""
     again: int = 1
     """Until then: how often a batch that Whisper has heard is learnt from, on average: to hear costs several times what to learn does."""
     memory_h: float = 12.0

@@ -93,7 +93,8 @@ class Training:
         ours = self.net.own_parameters().keys()
         for name, parameter in self.net.named_parameters():
             parameter.requires_grad_(name in ours)
-        self.learnt = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+        self.names, self.learnt = zip(*((n, p) for n, p in self.net.named_parameters() if p.requires_grad), strict=True)
+        self.before: list[Tensor] | None = None  # the average when Whisper's layers began to be taught
         self.average = [p.detach().clone() for p in self.learnt]
         self.optimizer = torch.optim.AdamW(self.learnt, lr=config.rate, betas=(0.9, 0.98), weight_decay=config.decay, fused=True)
         self.rng = torch.Generator(self.device).manual_seed(config.seed)
@@ -163,6 +164,8 @@ class Training:
         """One step at this share of the time; gives what `loss` does."""
         config = self.config
         self.share = share
+        if self.before is None and share >= config.adapt_from:
+            self.before = [one.clone() for one in self.average]
         scale = min((self.step + 1) / config.warm_steps, 1.0) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
         for group in self.optimizer.param_groups:
             group["lr"] = config.rate * scale
@@ -211,16 +214,25 @@ class Training:
     # -- what is kept
 
     def use_average(self) -> None:
-        """Put the average in the place of the weights; learning should not go on from it."""
+        """Put the average in the place of the weights, most of the way back to before Whisper's layers were taught; learning should not go
+        on from it.
+
+        What fits the training's voices ever better fits others ever worse; between the two lies what is better than both (Wortsman et al.
+        2022, "Robust fine-tuning of zero-shot models").
+        """
         with torch.no_grad():
-            for parameter, kept in zip(self.learnt, self.average, strict=True):
-                parameter.copy_(kept)
+            for index, (name, parameter) in enumerate(zip(self.names, self.learnt, strict=True)):
+                parameter.copy_(self.average[index])
+                if self.before is not None and not name.endswith(
+                    ".down"
+                ):  # of each pair of thin layers the one that began as 0 will do
+                    parameter.lerp_(self.before[index], 1 - self.config.kept)
 
     def save(self, file: Path) -> None:
         """Everything that a later run needs to go on."""
         part = file.with_suffix(".part")
         kept = {"learnt": [p.detach() for p in self.learnt], "average": self.average, "optimizer": self.optimizer.state_dict()}
-        torch.save({**kept, "step": self.step, "seconds": self.seconds, "history": self.history}, part)
+        torch.save({**kept, "before": self.before, "step": self.step, "seconds": self.seconds, "history": self.history}, part)
         os.replace(part, file)
 
     def resume(self, file: Path) -> bool:
@@ -233,6 +245,7 @@ class Training:
                 for mine, theirs in zip([*self.learnt, *self.average], [*kept["learnt"], *kept["average"]], strict=True):
                     mine.copy_(theirs)
             self.optimizer.load_state_dict(kept["optimizer"])
+            self.before = kept["before"]
         except Exception as error:  # torch.load raises many kinds, all of them mean the same here
             raise WeightsError(f"{file} does not fit this training ({error}); delete it to begin anew.") from error
         self.step, self.seconds, self.history = kept["step"], kept["seconds"], [tuple(row) for row in kept["history"]]

@@ -120,6 +120,23 @@ def test_what_was_heard_is_learnt_from_again(whisper, spoken, monkeypatch):
     assert len(heard) == 6
 
 
+def test_most_of_what_is_learnt_last_is_given_back(tmp_path, whisper, spoken):
+    run = training(whisper, adapt_from=0.5, kept=0.25)
+    run.learn(spoken, 0.4)
+    began = [one.clone() for one in run.average]
+    for _ in range(3):
+        run.learn(spoken, 0.6)
+    run.save(tmp_path / "run.pt")
+    again = training(whisper, adapt_from=0.5, kept=0.25)
+    again.resume(tmp_path / "run.pt")
+    for one in (run, again):
+        one.use_average()
+        for name, parameter, first, last in zip(one.names, one.learnt, began, one.average, strict=True):
+            wanted = last if name.endswith(".down") else first + 0.25 * (last - first)
+            assert torch.allclose(parameter, wanted, atol=1e-6)
+        assert not all(torch.equal(a, b) for a, b in zip(began, one.average, strict=True))
+
+
 def test_what_stands_beside_whispers_layers_learns_when_its_time_has_come(whisper, spoken):
     run = training(whisper, adapt_from=0.5)
     beside = [value for name, value in run.net.named_parameters() if name.endswith((".up", ".down"))]
@@ -129,6 +146,7 @@ def test_what_stands_beside_whispers_layers_learns_when_its_time_has_come(whispe
     assert all(torch.equal(a, b) for a, b in zip(beside, before, strict=True))
     for _ in range(3):
         run.learn(spoken, 0.5)
+    run.use_average()
     assert len(beside) == 12 and not any(torch.equal(a, b) for a, b in zip(beside, before, strict=True))
     assert torch.equal(run.net.encoder[0].query.weight, published)
 
