@@ -132,7 +132,10 @@ def _wait_for_places(page: Any, host: Host) -> None:
 
 def _enter_key(page: Any, key: str) -> None:
     """As a person does, who takes longer to the Talk button than Gradio to take note of the key."""
-    page.get_by_label("Access key").fill(key)
+    field = page.get_by_label("Access key")
+    field.clear()
+    field.press_sequentially(key)  # key by key: of a field that has just appeared Gradio may miss a first event
+    field.press("Tab")
     page.wait_for_function("key => window.duologueSettings.key === key", arg=key)
 
 
