@@ -27,11 +27,8 @@ class ChatConfig:
     """How replies are drawn."""
     reply_reserve_tokens: int = 256
     """Room in the context that history must leave for the reply."""
-    sentence_end: Literal["learned", "odds", "both"] = "odds"
-    """Who tells how likely the user's sentence ends after the words so far: the head taught on this LLM, or the LLM's own odds.
-
-    both: a predictor that listens is told the odds, which it was taught with, and the rules what the head says.
-    """
+    sentence_end: Literal["learned", "odds"] = "odds"
+    """Who tells how likely the user's sentence ends after the words so far: the head taught on this LLM, or the LLM's own odds."""
 
     def __post_init__(self) -> None:
         if self.reply_reserve_tokens < 1:
@@ -87,8 +84,7 @@ class Chat:
         state = self.thinker.state(context)
         if self._sentence_end is None:
             return Ending(self.odds_of_end(state))
-        odds = self.odds_of_end(state) if self.config.sentence_end == "both" else None
-        return Ending(self._sentence_end.probability(state), odds)
+        return Ending(self._sentence_end.probability(state), learnt=True)
 
     def odds_of_end(self, state: torch.Tensor) -> float:
         """P(the next token ends the sentence or the turn) by the LLM itself, of the state [d] after its last word."""

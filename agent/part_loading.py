@@ -24,6 +24,7 @@ from decoders.voice import Voice
 from duplex.errors import ConfigError
 from duplex.predictor_choice import PredictorConfig, choose_predictor
 from duplex.predictor_sentence_end import SentenceEnd
+from encoders import sound_heads
 from encoders.ears import Ears
 from encoders.whisper_ears import EarsConfig, WhisperEars
 
@@ -131,14 +132,15 @@ class Loader:
             from agent.rescorer import Rescorer
 
             thinker, whisper = chat.thinker, self._located(where, "whisper-tiny-en")
-            return ProjectorEars.load(whisper, thinker.encode, thinker.embed, self.ears_config, Rescorer(thinker))
+            heads = sound_heads.shipped("projector")
+            return ProjectorEars.load(whisper, thinker.encode, thinker.embed, self.ears_config, Rescorer(thinker), heads)
         if self.profile.encoder == "sensevoice":
             from agent.minmo import SENSEVOICE
             from encoders.sensevoice_ears import SenseVoiceEars
 
             return SenseVoiceEars.load(self._located(where, SENSEVOICE), self.ears_config, device=self.device)
         files = self._located(where, "whisper-tiny-en"), self._located(where, "whisper-vocab")
-        return WhisperEars.load(*files, self.ears_config)
+        return WhisperEars.load(*files, self.ears_config, sound_heads.shipped("bridge"))
 
     def chat(self, where: Mapping[str, Path]) -> Chat:
         """The LLM from what `weights.locate` found: the converted int8 one, or a publisher's folder. Raises WeightsError."""

@@ -12,7 +12,7 @@ import numpy as np
 from agent.user_turn import UserTurn
 from duplex.audio import TICK, USER_FRAME, USER_RATE_HZ, Samples, seconds
 from duplex.hum import hum_likeness
-from duplex.predictor import Ending, TickInput
+from duplex.predictor import TickInput
 from duplex.predictor_features import Heard
 
 RECENT_SAMPLES = USER_RATE_HZ // 10
@@ -48,7 +48,8 @@ class TickSound:
             agent_speaking=agent_speaking,
             transcript=turn.text if turn is not None else "",
             fresh=turn is not None and turn.fresh(),
-            sentence_ends=to_listen_by(turn.ends) if turn is not None else None,
+            sentence_ends=turn.ending if turn is not None else None,
+            listening=turn.listening if turn is not None else None,
         )
 
     def known(self, turn: UserTurn, voiced: bool, last_voiced: int, now: int, *, overlap: bool) -> TickInput:
@@ -64,13 +65,6 @@ class TickSound:
             transcript=turn.text,
             transcript_fresh=turn.fresh(),
             hum=turn.hum if overlap else 0.0,
-            sentence_ends=turn.ends.p if turn.ends is not None else None,
-            listening=turn.transcript.listening if turn.transcript is not None else None,
+            sentence_ends=turn.ending,
+            listening=turn.listening,
         )
-
-
-def to_listen_by(ends: Ending | None) -> float | None:
-    """What a predictor that listens is told of a sentence's end: the LLM's own odds where they are known."""
-    if ends is None:
-        return None
-    return ends.p if ends.odds is None else ends.odds

@@ -34,3 +34,15 @@ class UserTurn:
     def text(self) -> str:
         """The words so far."""
         return self.transcript.text if self.transcript else ""
+
+    @property
+    def ending(self) -> float | None:
+        """How likely the sentence ends here, by its words and how it sounded; None while the thinker has not read them."""
+        if self.ends is None or self.transcript is None:
+            return None
+        return self.ends.heard(self.transcript.over)
+
+    @property
+    def listening(self) -> float | None:
+        """How likely the sound asks for nothing; None when nobody can tell."""
+        return self.transcript.listening if self.transcript else None

@@ -29,6 +29,7 @@ from duplex.audio import USER_FRAME, USER_RATE_HZ, Samples, user_samples
 from duplex.errors import ConfigError, InputError
 from duplex.metrics import Spread
 from duplex.resample import resample
+from encoders import sound_heads
 from encoders.ears import Ears, Transcript
 from encoders.mel import MELS, POWER_FLOOR, Mel
 from encoders.whisper_ears import WhisperEars
@@ -118,10 +119,15 @@ def both(profile: Profile, parts: Parts) -> dict[str, Ears]:
         raise ConfigError("bench ears compares the two inputs of the profile edge; take that one.")
     where = weights.locate(profile)
     chat = parts.thinker
-    found: dict[str, Ears] = {"bridge": WhisperEars.load(where["whisper-tiny-en"], where["whisper-vocab"])}
+    bridge = WhisperEars.load(where["whisper-tiny-en"], where["whisper-vocab"], heads=sound_heads.shipped("bridge"))
+    found: dict[str, Ears] = {"bridge": bridge}
     if WEIGHTS.is_file():
         found["projector"] = ProjectorEars.load(
-            where["whisper-tiny-en"], chat.thinker.encode, chat.thinker.embed, judge=Rescorer(chat.thinker)
+            where["whisper-tiny-en"],
+            chat.thinker.encode,
+            chat.thinker.embed,
+            judge=Rescorer(chat.thinker),
+            heads=sound_heads.shipped("projector"),
         )
     return found
 

@@ -18,8 +18,8 @@ from agent import weight_cache
 from agent.build import session_config
 from agent.parts import Parts
 from agent.profiles import Profile
-from apps.bench_floor_ears import listen
 from apps.bench_floor_systems import Ours, Silence, SmartTurn, System, overlap_run, silero, smart_turn_file, webrtc
+from apps.floor_listening import Took, listen
 from apps.train_stock import WordsReader, bench_voices, make_stock
 from duplex.errors import ConfigError
 from duplex.floor_scores import FloorScores, Point, TurnRun, curve, delay_at, floor_scores
@@ -56,15 +56,16 @@ def run_floor(profile: Profile, parts: Parts, args: argparse.Namespace) -> list[
         while args.wait_while is not None and args.wait_while.exists():
             time.sleep(1.0)
 
-    stock = make_stock("bench", bench_voices(48), weight_cache.home() / "bench-floor", None, print)
+    stock = make_stock("bench", bench_voices(48), weight_cache.home() / "bench-floor", print)
     systems, notes = _systems(parts.vad, args.predictor, profile.section("predictor", PredictorConfig))
-    reader = WordsReader(parts, session_config(profile).response.system_prompt)
+    config, took = session_config(profile), Took()
+    reader = WordsReader(parts, config.response.system_prompt)
     builder = Builder(stock, ScenarioConfig())
     turns: dict[str, list[TurnRun]] = {system.name: [] for system in systems}
     for seed in range(args.turns):
         wait()
         scenario = builder.turn(seed, 0 if seed % 2 else 1 + seed // 2 % 2)
-        ticks = listen(scenario, parts.vad, reader)
+        ticks = listen(scenario, parts.vad, reader, took, config)
         for system in systems:
             turns[system.name].append(system.turn(scenario, ticks))
     overlaps: dict[str, list[Any]] = {system.name: [] for system in systems}
@@ -72,7 +73,7 @@ def run_floor(profile: Profile, parts: Parts, args: argparse.Namespace) -> list[
         wait()
         kind = OVER[seed % 4]
         scenario = builder.overlap(10_000 + seed, kind)
-        ticks = listen(scenario, parts.vad, reader)
+        ticks = listen(scenario, parts.vad, reader, took, config)
         for system in systems:
             overlaps[system.name].append(overlap_run(system, kind, scenario, ticks))
     lines = [
@@ -80,6 +81,7 @@ def run_floor(profile: Profile, parts: Parts, args: argparse.Namespace) -> list[
         "voices slt and rms, rooms, noise of 5 to 30 dB",
         f"silence alone tells a turn's end from a pause with an AUC of {probe([builder.conversation(s) for s in range(80)]):.2f} "
         "(0.5 is chance)",
+        f"words were known {_spread(took.heard_s)} after they were asked for, and read {_spread(took.was_read_s)} later",
         *notes,
         "",
         *_table({name: floor_scores(turns[name], overlaps[name]) for name in turns}),
@@ -102,8 +104,7 @@ def _systems(vad: Vad, weights: Path, config: PredictorConfig) -> tuple[list[Sys
     if weights.exists():
         kinds = {
             "both": {"agree": "both"},
-            "network": {"agree": "net"},
-            "network, overlaps too": {"agree": "net", "overlaps": "net"},
+            "network": {"agree": "net", "surely": None, "hardly": None},
         }
         for name, chosen in kinds.items():
             predictor = TrainedPredictor.load(weights, replace(config.trained, **chosen), config)  # type: ignore[arg-type]
@@ -124,20 +125,25 @@ def _systems(vad: Vad, weights: Path, config: PredictorConfig) -> tuple[list[Sys
 
 def _table(scores: dict[str, FloorScores]) -> list[str]:
     rows = [
-        "| as shipped | pause takeover | turn takeover | its median delay | interruption takeover | its median delay "
-        "| backchannel takeover | noise | side talk |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| as shipped | pause takeover | turn takeover | its median delay | interruption takeover | its median delay | silent after "
+        "| backchannel takeover | held besides | noise | side talk |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, s in scores.items():
         shares = [
             f"{100 * x:.0f} %"
             for x in (s.pause_rate, s.turn_rate, s.interruption_rate, s.backchannel_rate, s.noise_rate, s.side_talk_rate)
         ]
+        held = f"{100 * s.held_rate:.0f} % for {1000 * s.held_s:.0f} ms" if s.held_rate > 0 else "-"
         rows.append(
             f"| {name} | {shares[0]} | {shares[1]} | {1000 * s.turn_latency_s:.0f} ms | {shares[2]} | {1000 * s.stop_latency_s:.0f} ms "
-            f"| {shares[3]} | {shares[4]} | {shares[5]} |"
+            f"| {1000 * s.quiet_latency_s:.0f} ms | {shares[3]} | {held} | {shares[4]} | {shares[5]} |"
         )
     return rows
+
+
+def _spread(times_s: list[float]) -> str:
+    return f"{1000 * np.median(times_s):.0f} ms (p95 {1000 * np.percentile(times_s, 95):.0f})"
 
 
 def _delays(curves: dict[str, list[Point]]) -> list[str]:

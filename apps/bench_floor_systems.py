@@ -17,17 +17,30 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from apps.bench_floor_ears import Known, last_seconds
-from duplex.audio import Samples, seconds, user_samples
+from apps.floor_listening import Known, last_seconds
+from duplex import turn_signals as signals
+from duplex.audio import TICK, Samples, seconds, user_samples
 from duplex.floor_scores import OverlapRun, TurnRun, turn_span
 from duplex.predictor import DuplexPredictor, TickInput
 from duplex.scenario import Scenario
-from duplex.turns import TurnConfig
-from duplex.vad import Vad
+from duplex.turns import TurnConfig, TurnTaking
+from duplex.vad import Vad, VoiceFade, VoiceStart
 from encoders.mel import log_mel, normalise
 
 SMART_TURN = "pipecat/audio/turn/smart_turn/data/smart-turn-v3.2-cpu.onnx"
 LEAST = -9.0  # the score while there is a voice
+
+
+@dataclass(frozen=True, slots=True)
+class Reaction:
+    """What a speaking agent does; positions in user samples."""
+
+    yields_at: int | None = None
+    """Where it gives up the floor; None when it speaks on."""
+    quiet_at: int | None = None
+    """Where its voice stopped for that; it may have held its breath before."""
+    held_s: float = 0.0
+    """For how long it held its breath and spoke on then."""
 
 
 class System(Protocol):
@@ -42,8 +55,8 @@ class System(Protocol):
         """Its decisions in a user's turn."""
         ...
 
-    def overlap(self, scenario: Scenario, ticks: Sequence[Known]) -> int | None:
-        """Where it gives up the floor, in user samples; None when it speaks on."""
+    def overlap(self, scenario: Scenario, ticks: Sequence[Known]) -> Reaction:
+        """What it does about a sound over its voice."""
         ...
 
 
@@ -77,15 +90,33 @@ class Ours:
             takes.append(quiet and decision.respond >= self.limits.release_p)
         return _run(scenario, at, silence, score, takes)
 
-    def overlap(self, scenario: Scenario, ticks: Sequence[Known]) -> int | None:
-        """See System."""
-        state = self.predictor.open()
-        for one in ticks:
+    def overlap(self, scenario: Scenario, ticks: Sequence[Known]) -> Reaction:
+        """See System: the turn-taking core itself, told what a session would tell it."""
+        state, core = self.predictor.open(), TurnTaking(self.limits)
+        held_at, held = 0, 0
+        for index, one in enumerate(ticks):
             self.predictor.hear(state, one.heard)
-            over = one.known is not None and one.known.agent_speaking
-            if over and one.known is not None and self.predictor.tick(state, one.known).yield_ >= self.limits.yield_p:
-                return one.known.at
-        return None
+            at = (index + 1) * TICK
+            if not one.heard.agent_speaking:
+                continue
+            if core.current is None:
+                core.receive(signals.ResponseAsked(at))
+                core.receive(signals.ResponseAudible(at, core.current or 0))
+            given: list[signals.Signal] = [
+                signals.VoiceBegan(c.at) if isinstance(c, VoiceStart) else signals.VoiceEnded(c.at)
+                for c in one.changes
+                if not isinstance(c, VoiceFade)
+            ]
+            if one.known is not None:
+                given.append(signals.Ticked(at, self.predictor.tick(state, one.known)))
+            for action in (action for signal in given for action in core.receive(signal)):
+                if isinstance(action, signals.Hold):
+                    held_at = at
+                elif isinstance(action, signals.Resume):
+                    held, held_at = held + (at - held_at if held_at else 0), 0
+                elif isinstance(action, signals.Stop):
+                    return Reaction(at, held_at or at, seconds(held))
+        return Reaction(held_s=seconds(held))
 
 
 Voices = Callable[[Samples], list[tuple[int, bool]]]
@@ -125,7 +156,7 @@ class Silence:
         at, silence = _silences(self.voices(scenario.user))
         return _run(scenario, at, silence, [0.0] * len(at), [s >= self.wait_s for s in silence])
 
-    def overlap(self, scenario: Scenario, ticks: Sequence[Known]) -> int | None:
+    def overlap(self, scenario: Scenario, ticks: Sequence[Known]) -> Reaction:
         """See System."""
         return _long_voice(scenario, self.voices(scenario.user), self.voice_s)
 
@@ -165,7 +196,7 @@ class SmartTurn:
         takes = [s >= 3.0 or (s >= 0.2 and p > 0.5) for s, p in zip(silence, score, strict=True)]
         return _run(scenario, at, silence, score, takes)
 
-    def overlap(self, scenario: Scenario, ticks: Sequence[Known]) -> int | None:
+    def overlap(self, scenario: Scenario, ticks: Sequence[Known]) -> Reaction:
         """See System."""
         return _long_voice(scenario, self.voices(scenario.user), 0.2)
 
@@ -189,7 +220,7 @@ def _silences(windows: Sequence[tuple[int, bool]]) -> tuple[list[int], list[floa
     return at, silence
 
 
-def _long_voice(scenario: Scenario, windows: Sequence[tuple[int, bool]], voice_s: float) -> int | None:
+def _long_voice(scenario: Scenario, windows: Sequence[tuple[int, bool]], voice_s: float) -> Reaction:
     """Where a voice over the agent's has lasted so long, gaps of 100 ms not counting."""
     begun = last = -1
     for end, yes in windows:
@@ -199,8 +230,8 @@ def _long_voice(scenario: Scenario, windows: Sequence[tuple[int, bool]], voice_s
             begun = end - 320
         last = end
         if seconds(end - begun) >= voice_s:
-            return end
-    return None
+            return Reaction(end, end)
+    return Reaction()
 
 
 def _run(scenario: Scenario, at: Sequence[int], silence: Sequence[float], score: Sequence[float], takes: Sequence[bool]) -> TurnRun:
@@ -212,4 +243,5 @@ def overlap_run(system: System, kind: str, scenario: Scenario, ticks: Sequence[K
     """One sound over the agent's voice."""
     onset = next(event.start for event in scenario.events if event.kind == kind)
     found = system.overlap(scenario, ticks)
-    return OverlapRun(kind, onset, found if found is None or found >= onset else onset)
+    yields_at, quiet_at = (None if at is None else max(at, onset) for at in (found.yields_at, found.quiet_at))
+    return OverlapRun(kind, onset, yields_at, quiet_at, found.held_s)

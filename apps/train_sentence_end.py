@@ -1,9 +1,10 @@
-"""`duologue train sentence-end`: teach the LLM's last state to tell where the user's sentence ends.
+"""`duologue train sentence-end`: teach where the user's sentence ends, by the LLM's last state and by what the recognisers' layers heard.
 
-    texts (what people say to an agent)  ->  the LLM reads each once  ->  its state after every word  ->  head, card, curve
+    texts (what people say to an agent)  ->  the LLM reads each once: its state after every word
+    conversations (apps.train_listened)  ->  both recognisers hear them, the LLM reads: the states of all three
+      both  ->  heads, cards, curve
 
-Reading is the slow part. What was read is kept in the work folder, some hundred texts a file, so the command may be stopped at any time
-and run again.
+Hearing is the slow part. What was read and heard is kept in the work folder, so the command may be stopped at any time and run again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -21,19 +22,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agent import weight_cache
 from agent.build import build_parts, session_config
 from agent.chat import Chat
 from agent.chat_template import Message
 from agent.profiles import load_profile
+from apps import train_listened
 from apps.train_corpus_questions import questions
+from apps.train_heads import heard_places
 from apps.train_projector_texts import templates, tidy
 from duplex.errors import ConfigError, OutputError
 from duplex.predictor_sentence_end import WEIGHTS
-from duplex.predictor_sentence_end_training import HeadTraining, Places, scores, train_head
 from duplex.scenario_probe import area
 from duplex.scenario_texts import FILLERS, choose, sentences
+from encoders.projector_ears import STATES as PROJECTOR_STATES
+from encoders.sound_heads import FOLDER, weights_of
+from encoders.sound_heads_training import HeadTraining, HeardPlaces, Places, judged, scores, train_heads
+from encoders.whisper_ears import STATES as WHISPER_STATES
 
+INPUTS = {"bridge": WHISPER_STATES, "projector": PROJECTOR_STATES}
+"""Who hears the conversations, and how many states of the newest sound are looked at."""
 SHARD = 200  # texts per file
 POOL = 4000  # so many texts are drawn at least, so that more of them begin with the same ones
 HELD = 0.08  # share of the texts that is kept for judging, beside the questions of templates that are never trained on
@@ -50,11 +57,15 @@ class Read:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of this training."""
-    parser.add_argument("--work", type=Path, default=None, help="folder for what the LLM read")
+    parser.add_argument("--work", type=Path, default=None, help="folder for what was read and heard")
     parser.add_argument("--texts", type=int, default=1600, help="sentences that the LLM reads (default: 1600)")
+    train_listened.add_arguments(parser)
     parser.add_argument("--epochs", type=int, default=HeadTraining.epochs, help=f"passes (default: {HeadTraining.epochs})")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the weights go; card and curve lie beside them")
+    parser.add_argument(
+        "--out", type=Path, default=WEIGHTS, help="where the head on the LLM's states goes; card and curve lie beside it"
+    )
+    parser.add_argument("--sounds", type=Path, default=FOLDER, help="folder for the heads on the recognisers' states")
     parser.add_argument("--dry-run", action="store_true", help="only say what it will cost")
 
 
@@ -63,24 +74,34 @@ def run_training(args: argparse.Namespace) -> int:
     if args.texts < 2 * SHARD or args.epochs < 1:
         raise ConfigError(f"Train on at least {2 * SHARD} texts for 1 epoch.")
     print(
-        f"{args.texts} sentences: about {args.texts * 0.12 / 60:.0f} min of reading on one thread (three times that on an old CPU), 1 min "
-        f"of learning; about {args.texts * 0.018:.0f} MB on disk. It may be stopped and run again."
+        f"{args.texts} sentences: about {args.texts * 0.12 / 60:.0f} min of reading on one thread (three times that on an old CPU), "
+        f"{args.texts * 0.018:.0f} MB on disk. {train_listened.cost(args, INPUTS)} Then 3 min of learning. It may be stopped and run again."
     )
     if args.dry_run:
         return 0
     torch.set_num_threads(1)
-    work = args.work or weight_cache.home() / "train-sentence-end"
+    work = train_listened.work_folder(args)
     try:
         work.mkdir(parents=True, exist_ok=True)
-        parts = _read_all(args, work)
-        count = max(round(len(parts) * HELD), 1)
-        learnt, held, unseen = _joined(parts[count:-1]), _joined(parts[:count]), parts[-1]
-        head, curve = train_head(learnt.places, held.places, HeadTraining(epochs=args.epochs, seed=args.seed), _tell)
-        head.save(args.out)
+        read = _read_all(args, work)
+        count = max(round(len(read) * HELD), 1)
+        learnt, held, unseen = _joined(read[count:-1]), _joined(read[:count]), read[-1]
+        heard, back = {}, {}
+        for name, places in INPUTS.items():
+            files = train_listened.shards(args, work, name, train_listened.never)
+            heard[name], back[name] = heard_places((one for file in files for one in train_listened.load(file)), places)
+            print(
+                f"{name}: {len(heard[name].over)} silences, {len(heard[name].listening)} sounds over the agent's voice", flush=True
+            )
+        config = HeadTraining(epochs=args.epochs, seed=args.seed)
+        heads, curve = train_heads(learnt.places, heard, held.places, back, config, _tell)
+        heads.words.save(args.out)
+        for name, sounds in heads.sounds.items():
+            sounds.save(args.sounds / weights_of(name).name)
         told = [
             (
                 name,
-                area(scores(head, one.places), one.places.ends),
+                area(scores(heads.words, one.places), one.places.ends),
                 area(one.odds.astype(np.float64), one.places.ends),
                 len(one.places),
             )
@@ -88,11 +109,20 @@ def run_training(args: argparse.Namespace) -> int:
         ]
         for name, found, own, n in told:
             print(f"{name}, {n} places: {found:.4f} (AUC); the LLM's own odds {own:.4f}")
+        known = judged(heads, held.places, back)
+        for name in heads.sounds:
+            figures = ", ".join(f"{what} {value:.4f}" for what, value in known[name].items())
+            print(f"what {name} heard of sentences kept back (AUC): {figures}")
         args.out.with_suffix(".md").write_text(_card(args, len(learnt.places), told), encoding="utf-8")
+        for name in heads.sounds:
+            file = args.sounds / weights_of(name).with_suffix(".md").name
+            file.write_text(_sounds_card(args, name, heard[name], back[name], known[name]), encoding="utf-8")
         _draw(args.out.with_suffix(".png"), curve)
     except OSError as error:
         raise OutputError(f"The training's files could not be written: {error}.") from error
-    print(f"wrote {args.out}; `duologue bench floor` tells what it is worth")
+    except ValueError as error:
+        raise ConfigError(f"Nothing can be learnt from that: {error}; give more --conversations.") from error
+    print(f"wrote {args.out} and {args.sounds}; `duologue bench floor` tells what they are worth")
     return 0
 
 
@@ -154,7 +184,7 @@ class Reader:
     """The agent's LLM, asked about the words of users."""
 
     def __init__(self) -> None:
-        profile = load_profile("edge", ["thinker.chat.sentence_end=odds"])  # the head that is to be taught need not be there
+        profile = load_profile("edge", list(train_listened.WITHOUT))  # what is to be taught need not be there
         parts = build_parts(profile)
         torch.set_num_threads(1)
         assert isinstance(parts.thinker, Chat)
@@ -208,12 +238,39 @@ def _card(args: argparse.Namespace, count: int, told: Sequence[tuple[str, float,
 
 Two linear layers on the last state of Qwen2.5-Coder-0.5B-Instruct (int8) after the user's words, fp16; `duplex/predictor_sentence_end.py`.
 
-* Made by: `duologue train sentence-end --texts {args.texts} --epochs {args.epochs} --seed {args.seed}` on a CPU
-* Data: {count:,} places after words of built questions, requests, statements and small talk; ends and other places weigh alike.
+* Made by: `{_command(args)}` on a CPU
+* Data: {count:,} places after words of built questions, requests, statements and small talk, read as text; and the words that both
+  recognisers made of built conversations, with their errors (`encoders/weights/sound_heads_*.md`). Ends and other places weigh alike.
 {figures}
-* Limits: English; invented sentences as text, without a recogniser's errors. A sentence that is whole may still go on: nobody can tell.
+* Limits: English; invented sentences. A sentence that is whole may still go on: nobody can tell.
 * Licence: Apache-2.0.
 """
+
+
+def _sounds_card(args: argparse.Namespace, name: str, heard: HeardPlaces, back: HeardPlaces, known: Mapping[str, float]) -> str:
+    figures = "\n".join(f"* {what}: {value:.3f}" for what, value in known.items())
+    layers = "encoder and decoder of Whisper tiny.en" if name == "bridge" else "the input projector's last layer"
+    return f"""# Whether the turn is over, and who only listens, by the sound
+
+Two heads on what the {layers} made of the newest 1.5 s, fp16; `encoders/sound_heads.py`.
+
+* Made by: `{_command(args)}` on a CPU
+* Data: {len(heard.over):,} silences and {len(heard.listening):,} sounds over the agent's voice in built conversations: flite's voices
+  awb and kal16, as they are and high, three of espeak-ng's and the VITS voice "joe" in two manners, with rooms, noise, telephone, echo
+  residue, other voices and sounds. flite's slt and rms were never heard.
+* Told apart (area under the curve) on {len(back.over):,} silences and {len(back.listening):,} sounds with other words than those learnt
+  from:
+{figures}
+* Limits: English, synthetic voices only, invented sentences. Of real conversations it has heard none.
+* Licence: Apache-2.0 for the weights; the voices' terms are told in `duplex/weights/predictor.md`.
+"""
+
+
+def _command(args: argparse.Namespace) -> str:
+    return (
+        f"duologue train sentence-end --texts {args.texts} --conversations {args.conversations} --sentences {args.sentences} "
+        f"--epochs {args.epochs} --seed {args.seed}"
+    )
 
 
 def _draw(path: Path, curve: Sequence[tuple[float, float]]) -> None:

@@ -1,4 +1,4 @@
-"""Speech for built conversations: flite's voices and the voice "joe", each with the places where it may pause.
+"""Speech for built conversations: flite's and espeak-ng's voices and the voice "joe", each with the places where it may pause.
 
 flite tells when each of its phones ends, so the place of a hesitation is found by counting the phones of the words before it; joe's
 durations are planned word by word. The end of a turn is spoken in three ways, as the sentence's end, before a comma, and cut out of running
@@ -40,14 +40,22 @@ def need_flite() -> None:
         raise InputError("The training speech is made by flite, which is not installed; on Debian or Ubuntu: apt install flite.")
 
 
-def flite(voice: str, speed: float = 1.0) -> Speak:
-    """One of flite's voices."""
+def need_espeak() -> None:
+    """Raises InputError when espeak-ng is not installed."""
+    if shutil.which("espeak-ng") is None:
+        raise InputError("Some of the training speech is made by espeak-ng; on Debian or Ubuntu: apt install espeak-ng.")
+
+
+def flite(voice: str, speed: float = 1.0, pitch_hz: int | None = None) -> Speak:
+    """One of flite's voices; pitch_hz: as high as this."""
 
     def speak(text: str, beginnings: list[str]) -> tuple[Samples, list[int]]:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "speech.wav"
-            stretch = f"duration_stretch={1 / speed}"
-            told = _run(["flite", "-voice", voice, "--setf", stretch, "-psdur", *_for_flite(text), "-o", str(file)])
+            manner = ["--setf", f"duration_stretch={1 / speed}"]
+            if pitch_hz is not None:
+                manner += ["--setf", f"int_f0_target_mean={pitch_hz}"]
+            told = _run(["flite", "-voice", voice, *manner, "-psdur", *_for_flite(text), "-o", str(file)])
             samples, rate = soundfile.read(file, dtype="float32")
         phones = [(name, float(end)) for name, _, end in (item.partition(":") for item in told.split())]
         ends = [end for name, end in phones if name != "pau"]
@@ -66,6 +74,35 @@ def flite(voice: str, speed: float = 1.0) -> Speak:
 
 def _for_flite(text: str) -> list[str]:
     return ["-p", f"pau {HUMMED[text]} pau"] if text in HUMMED else ["-t", text]
+
+
+def espeak(variant: str, pace: int = 165) -> Speak:
+    """A variant of espeak-ng, which cannot tell where a word ends: each stretch is spoken by itself, as somebody does who halts."""
+
+    def speak(text: str, beginnings: list[str]) -> tuple[Samples, list[int]]:
+        if text in HUMMED:
+            raise ValueError("espeak-ng would spell it")
+        sounds, places, at = [], [], 0
+        for beginning in beginnings:
+            said, mark = text[at : len(beginning)].strip(" ,"), text[len(beginning) : len(beginning) + 1]
+            at = len(beginning)
+            whole = beginning == text or mark in ".?!"
+            sounds.append(_espoken(variant, pace, said if whole else f"{said},"))
+            places.append(sum(map(len, sounds)))
+        return np.concatenate(sounds), places
+
+    return speak
+
+
+def _espoken(variant: str, pace: int, text: str) -> Samples:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "speech.wav"
+        _run(["espeak-ng", "-v", variant, "-s", str(pace), "-w", str(file), text])
+        samples, rate = soundfile.read(file, dtype="float32")
+    loud = np.flatnonzero(np.abs(samples) > 0.01)
+    if not len(loud):
+        raise ValueError("nothing was said")
+    return resample(samples[loud[0] : loud[-1] + 1], rate, USER_RATE_HZ)
 
 
 def joe(split: Path, voice_config: Path, speed: float = 1.0, noise: float = 0.667, seed: int = 0) -> Speak:

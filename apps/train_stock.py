@@ -1,8 +1,4 @@
-"""The stock of speech that built conversations are made of: spoken once, read once by the agent's own ears and LLM, and kept in a folder.
-
-What the ears make of each stretch, and how likely the LLM thinks that the sentence ends there, is kept beside the sound: a predictor that
-learns from it meets the recogniser's errors and the LLM's doubts as they are.
-"""
+"""The stock of speech that built conversations are made of, spoken once and kept in a folder; its listener, the agent's ears and LLM."""
 
 from __future__ import annotations
 
@@ -10,62 +6,53 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from agent.chat import Chat
 from agent.chat_template import Message
 from agent.parts import Parts
 from apps import train_speech
 from apps.train_speech import Speak
+from apps.train_stock_texts import to_say
 from duplex.audio import Samples, user_samples
 from duplex.predictor import Ending
 from duplex.scenario import Stock, Utterance
 from duplex.scenario_texts import BACKCHANNELS, INTERRUPTIONS, LEADS, Set, choose, sentences
-from encoders.ears import Transcript
+from encoders.ears import Ears, Transcript
 
 Progress = Callable[[str], None]
 
 
 class WordsReader:
-    """The agent's ears and LLM, asked about finished sound."""
+    """The agent's ears and LLM, as apps.floor_listening asks them."""
 
     def __init__(self, parts: Parts, system_prompt: str) -> None:
         self.parts, self.system_prompt = parts, system_prompt
+        self.states: dict[str, NDArray[np.float16]] = {}
+        """Words -> [h] the LLM's state after them, where the agent's LLM gives it."""
         self._context = parts.thinker.open()
-        self._known: dict[str, Ending | None] = {}
 
-    def hear(self, samples: Samples) -> Transcript:
-        """[n] user samples -> what the ears make of them."""
-        ears = self.parts.ears
-        state = ears.open()
-        ears.begin_turn(state, 0)
-        ears.feed(state, samples)
-        return ears.transcribe(ears.window(state))
+    @property
+    def ears(self) -> Ears:
+        """The agent's."""
+        return self.parts.ears
 
-    def ends(self, text: str) -> Ending | None:
+    def ends(self, said: Transcript) -> Ending | None:
         """How likely a user's sentence ends after these words; None for no words."""
-        bare = text.rstrip(" .?!")
-        if not bare:
+        words = Message("user", said.text.strip(), said.speech).open_ended()
+        if not words.text:
             return None
-        if bare not in self._known:
-            keys = self.parts.thinker.render(self.system_prompt, [Message("user", bare)], open_assistant=False, open_last=True)
-            for _ in self.parts.thinker.sync_steps(self._context, keys):
-                pass
-            self._known[bare] = self.parts.thinker.turn_end(self._context)
-        return self._known[bare]
-
-    def read(self, utterance: Utterance) -> Utterance:
-        """The utterance with what is heard up to each of its places."""
-        quiet = np.zeros(user_samples(0.1), np.float32)
-        heard = []
-        for place in utterance.places:
-            text = self.hear(np.concatenate([quiet, utterance.samples[:place], quiet])).text
-            ends = self.ends(text)
-            heard.append((text, ends.p if ends is not None else None))
-        return replace(utterance, heard=tuple(heard))
+        keys = self.parts.thinker.render(self.system_prompt, [words], open_assistant=False, open_last=True)
+        for _ in self.parts.thinker.sync_steps(self._context, keys):
+            pass
+        if isinstance(self.parts.thinker, Chat):
+            self.states[said.text] = self.parts.thinker.thinker.state(self._context).float().cpu().numpy().astype(np.float16)
+        return self.parts.thinker.turn_end(self._context)
 
 
 @dataclass(frozen=True)
@@ -88,21 +75,32 @@ def training_voices(count: int, split: Path, voice_config: Path) -> list[Voice]:
     ]
 
 
+def more_training_voices(count: int) -> list[Voice]:
+    """Unlike those: high ones, and some of a program that makes its sound another way; nothing is learnt so well from few of them."""
+    return [
+        Voice("awb-high", train_speech.flite("awb", 1.1, 210), count),
+        Voice("kal16-high", train_speech.flite("kal16", 0.95, 180), count),
+        Voice("espeak-f2", train_speech.espeak("en-us+f2"), count),
+        Voice("espeak-f5", train_speech.espeak("en-gb+f5", 150), count),
+        Voice("espeak-m3", train_speech.espeak("en-us+m3", 180), count),
+    ]
+
+
 def bench_voices(count: int) -> list[Voice]:
     """The voices of the bench, kept out of all training."""
     return [Voice("slt", train_speech.flite("slt"), count), Voice("rms", train_speech.flite("rms"), count)]
 
 
-def make_stock(which: Set, voices: Sequence[Voice], folder: Path, reader: WordsReader | None, tell: Progress) -> Stock:
-    """Speak and read what is not in `folder` yet. Raises InputError without flite, OSError for a folder that cannot be written."""
+def make_stock(which: Set, voices: Sequence[Voice], folder: Path, tell: Progress) -> Stock:
+    """Speak what is not in `folder` yet. Raises InputError without flite, OSError for a folder that cannot be written."""
     train_speech.need_flite()
     folder.mkdir(parents=True, exist_ok=True)
     stock = Stock([], [], [], [])
     for seed, voice in enumerate(voices):
-        file = folder / f"{which}-{voice.name}-{voice.count}-{_texts_digest(which)}{'' if reader else '-unread'}.npz"
+        file = folder / f"{which}-{voice.name}-{voice.count}-{_texts_digest(which)}-unread.npz"
         if not file.exists():
             tell(f"{voice.name} speaks {voice.count} sentences")
-            _save(file, _speak_all(which, voice, reader, seed))
+            _save(file, _speak_all(which, voice, seed))
         for kind, utterances in _load(file).items():
             getattr(stock, kind).extend(utterances)
     return stock
@@ -114,13 +112,11 @@ def _texts_digest(which: Set) -> str:
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:8]
 
 
-def _speak_all(which: Set, voice: Voice, reader: WordsReader | None, seed: int) -> dict[str, list[Utterance]]:
+def _speak_all(which: Set, voice: Voice, seed: int) -> dict[str, list[Utterance]]:
     rng = np.random.default_rng((seed, len(which)))
     found: dict[str, list[Utterance]] = {"utterances": [], "interruptions": [], "backchannels": [], "leads": []}
-    templates = sentences(which)
-    order = [*range(len(templates))] * (voice.count // len(templates) + 1)
     wanted = {
-        "utterances": [choose(templates[i], rng) for i in order[: voice.count]],
+        "utterances": to_say(which, voice.count, rng),
         "interruptions": [choose(t, rng) for t in INTERRUPTIONS[which].strip().split("\n") if t],
         "backchannels": BACKCHANNELS[which].split("/"),
         "leads": LEADS[which].split("/"),
@@ -129,7 +125,7 @@ def _speak_all(which: Set, voice: Voice, reader: WordsReader | None, seed: int) 
         for text in dict.fromkeys(texts):
             utterance = train_speech.utter(voice.speak, voice.name, text, rng, plain=kind != "utterances")
             if utterance is not None and len(utterance.samples) < user_samples(12):
-                found[kind].append(reader.read(utterance) if reader and kind != "leads" else utterance)
+                found[kind].append(utterance)
     return found
 
 
@@ -139,9 +135,7 @@ def _save(file: Path, utterances: dict[str, list[Utterance]]) -> None:
     for kind, group in utterances.items():
         told[kind] = []
         for u in group:
-            told[kind].append(
-                {"voice": u.voice, "n": len(u.samples), "places": u.places, "said": u.said, "whole": u.whole, "heard": u.heard}
-            )
+            told[kind].append({"voice": u.voice, "n": len(u.samples), "places": u.places, "said": u.said, "whole": u.whole})
             sounds.append(u.samples)
     joined = np.concatenate(sounds) if sounds else np.zeros(0, np.float32)
     part = file.with_suffix(".part.npz")
@@ -157,8 +151,7 @@ def _load(file: Path) -> dict[str, list[Utterance]]:
     for kind, group in told.items():
         found[kind] = []
         for u in group:
-            heard = tuple((str(text), ends) for text, ends in u["heard"])
             samples = sound[at : at + u["n"]]
-            found[kind].append(Utterance(u["voice"], samples, tuple(u["places"]), tuple(u["said"]), tuple(u["whole"]), heard))
+            found[kind].append(Utterance(u["voice"], samples, tuple(u["places"]), tuple(u["said"]), tuple(u["whole"])))
             at += u["n"]
     return found

@@ -1,12 +1,13 @@
 """Scores of turn-taking: Full-Duplex-Bench's measures, and false cut-offs against delay.
 
 A system is scored by its decisions alone, on a conversation that takes its course whatever it decides: when it would have taken the floor
-in each silence, and when it would have given it up under each sound over the agent's voice. Making and fading sound is not in the
-figures; the conversation bench measures that.
+in each silence, and when it would have held its voice or given the floor up under each sound over it. Making and fading sound is not in
+the figures; the conversation bench measures that.
 
     pause handling         takeover rate over turns with pauses: taken in any pause            (lower is better)
     turn-taking            takeover rate and latency after the end of turns without pauses     (higher, lower)
-    interruption           takeover rate and latency from the interruption's onset             (higher, lower)
+    interruption           takeover rate and latency from the interruption's onset, to the decision and to the agent's silence
+                           (higher, lower)
     backchannel and noise  takeover rate                                                       (lower)
     curve                  over all turns: share cut off in a pause, and mean silence after the end of the others
 """
@@ -65,6 +66,10 @@ class OverlapRun:
     """Where the sound begins, in user samples."""
     yields_at: int | None
     """The first decision after that which gives up the floor; None when it speaks on."""
+    quiet_at: int | None = None
+    """Where its voice stopped for that, which may be sooner; None when it speaks on."""
+    held_s: float = 0.0
+    """For how long its voice stopped when it spoke on afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +82,18 @@ class FloorScores:
     """Median."""
     interruption_rate: float
     stop_latency_s: float
-    """Median."""
+    """Median, to the decision."""
+    quiet_latency_s: float
+    """Median, to where the agent's voice stops, at the latest with the decision."""
     backchannel_rate: float
     noise_rate: float
     """Coughs, laughter, bangs."""
     side_talk_rate: float
     """Another voice, farther away."""
+    held_rate: float
+    """Backchannels that were talked through only after holding the voice."""
+    held_s: float
+    """For how long, median of those."""
 
 
 def floor_scores(turns: Sequence[TurnRun], overlaps: Sequence[OverlapRun]) -> FloorScores:
@@ -90,6 +101,8 @@ def floor_scores(turns: Sequence[TurnRun], overlaps: Sequence[OverlapRun]) -> Fl
     delays = [run.delay_s(run.takes) for run in turns if not run.pauses]
     stops = [o for o in overlaps if o.kind == "interruption"]
     latencies = [seconds(o.yields_at - o.onset) for o in stops if o.yields_at is not None]
+    quiet = [seconds(o.quiet_at - o.onset) for o in stops if o.quiet_at is not None]
+    passed = [o.held_s for o in overlaps if o.kind == "backchannel" and o.yields_at is None]
     rates = {
         kind: _share([o.yields_at is not None for o in overlaps if o.kind == kind])
         for kind in ("backchannel", "noise", "side_talk")
@@ -100,9 +113,12 @@ def floor_scores(turns: Sequence[TurnRun], overlaps: Sequence[OverlapRun]) -> Fl
         turn_latency_s=_median([delay for delay in delays if delay is not None]),
         interruption_rate=_share([o.yields_at is not None for o in stops]),
         stop_latency_s=_median(latencies),
+        quiet_latency_s=_median(quiet),
         backchannel_rate=rates["backchannel"],
         noise_rate=rates["noise"],
         side_talk_rate=rates["side_talk"],
+        held_rate=_share([held > 0 for held in passed]),
+        held_s=_median([held for held in passed if held > 0]),
     )
 
 

@@ -21,8 +21,15 @@ class Ending:
 
     p: float
     """By whoever was chosen to tell it."""
-    odds: float | None = None
-    """By the LLM's own odds of a full stop, where those are wanted besides."""
+    learnt: bool = False
+    """By a head that was taught together with those on the recogniser's states: what they tell may be added."""
+
+    def heard(self, over: float | None) -> float:
+        """The same, with what the sound tells: log odds, or None."""
+        if over is None or not self.learnt:
+            return self.p
+        p = min(max(self.p, 1e-6), 1 - 1e-6)
+        return 1 / (1 + math.exp(-math.log(p / (1 - p)) - over))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,7 @@ class TickInput:
     sentence_ends: float | None = None
     """How likely the user's sentence ends after these words, by the LLM, in [0, 1]; None when not known."""
     listening: float | None = None
-    """How likely the first word is one by which listeners show that they listen, by the ears, in [0, 1]; None when not known."""
+    """How likely the sound asks for nothing, by the ears: it shows that they listen, or was not meant; None when not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +118,15 @@ class RuleConfig:
     """A sound hummed at least so much is a backchannel while it lasts less than `hum_s`."""
     hum_s: float = 1.2
     """A hum longer than this is treated like speech."""
-    listening_p: float = 0.05
-    """P(the first word shows that they listen), by the ears, from which a sound of up to `listening_words` counts as nothing else."""
+    nothing_p: float = 0.85
+    """P(a sound asks for nothing), by the ears, from which it takes no floor, however long it lasts: other people's talk, and echo."""
+    listening_p: float = 0.40
+    """That probability from which a sound of up to `listening_words` asks for nothing."""
     listening_words: int = 3
     """At most so many words may be misheard ones of a listener."""
     listening_s: float = 0.90
     """And they last less than this."""
-    plainly_p: float = 0.03
+    plainly_p: float = 0.10
     """That probability up to which words over the agent's voice are plainly not a listener's, and take the floor after `plainly_s`."""
     plainly_s: float = 0.40
     """See plainly_p; where the ears cannot tell, `takeover_s` holds."""
@@ -127,8 +136,8 @@ class RuleConfig:
     """Silence after which a sound over the agent's voice is judged by its words."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.plainly_p <= self.listening_p <= 1 or not 0 < self.plainly_s <= self.takeover_s:
-            raise ConfigError("predictor: keep 0 <= plainly_p <= listening_p <= 1, and 0 < plainly_s <= takeover_s.")
+        if not 0 <= self.plainly_p <= self.listening_p <= self.nothing_p or not 0 < self.plainly_s <= self.takeover_s:
+            raise ConfigError("predictor: keep 0 <= plainly_p <= listening_p <= nothing_p, and 0 < plainly_s <= takeover_s.")
         if not 0 < self.hanging_p < self.whole_p <= 1:
             raise ConfigError("predictor: hanging_p must be positive and below whole_p, which is at most 1.")
         if not 0 < self.speculate_s <= self.complete_s <= self.statement_s <= self.incomplete_s:
@@ -175,7 +184,7 @@ class RulePredictor:
         whole = self.wholeness(known)
         if whole is None:
             return max(complete_s, c.unread_s) if seems_complete(known.transcript) else c.incomplete_s
-        return c.incomplete_s + whole * (complete_s - c.incomplete_s)
+        return in_between(whole, complete_s, c.incomplete_s)
 
     def wholeness(self, known: TickInput) -> float | None:
         """How far the words make a whole sentence, in [0, 1]; None while the LLM has not read all of them."""
@@ -194,7 +203,7 @@ class RulePredictor:
             if known.voiced_s >= c.stop_word_s and opens_interruption(known.transcript):
                 return TickDecision(yield_=0.95)
             needed = 2 * c.takeover_s if listening else c.plainly_s if self._plainly_speaking(known) else c.takeover_s
-            if known.voiced_s >= needed and not hummed:
+            if known.voiced_s >= needed and not hummed and not self._asks_nothing(known):
                 return TickDecision(yield_=0.9)
             return TickDecision(yield_=0.2, backchannel=0.5 if hummed else 0.2)
         if known.silence_s < c.settle_s:
@@ -211,14 +220,27 @@ class RulePredictor:
     def _listening(self, known: TickInput) -> bool:
         """Whether a sound over the agent's voice is one by which listeners show that they listen, by its words or what they may be."""
         c, text = self.config, known.transcript
-        if text and is_backchannel(text):
+        if (text and is_backchannel(text)) or self._asks_nothing(known):
             return True
         may_be = known.listening is not None and known.listening >= c.listening_p and known.voiced_s < c.listening_s
         return may_be and len(words_of(text)) <= c.listening_words and not opens_interruption(text)
 
+    def _asks_nothing(self, known: TickInput) -> bool:
+        """Whether the ears are sure that a sound was not meant to take the floor, and its words do not say so."""
+        sure = known.listening is not None and known.listening >= self.config.nothing_p
+        return sure and not opens_interruption(known.transcript)
+
     def _plainly_speaking(self, known: TickInput) -> bool:
         """Whether there are words that can hardly be a listener's."""
         return bool(known.transcript) and known.listening is not None and known.listening <= self.config.plainly_p
+
+
+def in_between(whole: float, complete_s: float, incomplete_s: float) -> float:
+    """The silence that ends a turn which is so far whole, in [0, 1]: each step in the odds is the same factor on it.
+
+    Of pauses a second and two seconds long there are about as many as of half a second and one, and then nothing else costs less waiting.
+    """
+    return float(incomplete_s * (complete_s / incomplete_s) ** whole)
 
 
 def going_on(known: TickInput, needed_s: float, complete_s: float, incomplete_s: float) -> float:

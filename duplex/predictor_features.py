@@ -29,10 +29,10 @@ PITCH_HOP = 320
 PITCH_WINDOW = 800
 PITCHES = TICK // PITCH_HOP  # 4 pitch frames a tick
 MEL = FRAMES * BANDS
-STATE = 2 * PITCHES + 1 + 6 + 9
-"""Numbers beside the mel frames: pitch and how periodic, level, voice and agent, words."""
-WORDS = 9
-"""The last of them tell of words; they may be missing."""
+WORDS = 11
+"""So many tell of words and what the recogniser's layers know; they may be missing."""
+STATE = 2 * PITCHES + 1 + 6 + WORDS
+"""Numbers beside the mel frames: pitch and how periodic, level, voice and agent, words at last."""
 PAST = PITCH_WINDOW - PITCH_HOP  # samples before the tick that its first pitch frame reaches back to
 LOWEST, HIGHEST = 60.0, 400.0  # Hz, of a speaker's pitch
 FALL = 0.01  # decades per tick by which "the loudest sound of late" falls
@@ -58,6 +58,8 @@ class Heard:
     """They cover all that was said."""
     sentence_ends: float | None = None
     """P(the sentence ends here), by the LLM."""
+    listening: float | None = None
+    """P(the sound asks for nothing), by the ears."""
 
 
 @dataclass(slots=True)
@@ -133,7 +135,7 @@ def sound_features(state: FeatureState, sound: Samples) -> tuple[Floats, Floats]
 
 
 def state_features(state: FeatureState, heard: Heard) -> Floats:
-    """[15] voice, agent and words of one tick."""
+    """[6 + WORDS] voice, agent and words of one tick."""
     state.voiced_ticks = state.voiced_ticks + 1 if heard.voiced else 0 if heard.silence_s > 0.5 else state.voiced_ticks
     same = (state.agent_ticks > 0) == heard.agent_speaking
     state.agent_ticks = (state.agent_ticks if same else 0) + (1 if heard.agent_speaking else -1)
@@ -155,10 +157,17 @@ def _words(heard: Heard) -> list[float]:
     if heard.fresh and text and not heard.agent_speaking:
         told[:3] = [1.0, float(text.rstrip().endswith("?")), float(seems_complete(text))]
         if heard.sentence_ends is not None:
-            told[3:5] = [1.0, math.log(min(max(heard.sentence_ends, 1e-4), 0.9)) / 4 + 1]
+            told[3:5] = [1.0, _scaled(heard.sentence_ends)]
     if heard.agent_speaking and text:
-        told[5:] = [1.0, float(is_backchannel(text)), float(opens_interruption(text)), min(len(words_of(text)), 6) / 6]
+        told[5:9] = [1.0, float(is_backchannel(text)), float(opens_interruption(text)), min(len(words_of(text)), 6) / 6]
+    if heard.agent_speaking and heard.listening is not None:
+        told[9:] = [1.0, _scaled(heard.listening)]
     return told
+
+
+def _scaled(p: float) -> float:
+    """Log odds of a probability, as a number of the size of the others."""
+    return min(max(log_odds(p), -8.0), 8.0) / 4
 
 
 def log_odds(p: float) -> float:

@@ -55,6 +55,11 @@ class SentenceEnd(nn.Module):
         told: Tensor = self.down(self.drop(functional.gelu(self.up(self.drop((states - self.mean) / self.deviation)))))
         return told[..., 0]
 
+    def fit(self, states: Tensor) -> None:
+        """Learn mean and deviation from [n, h]."""
+        self.mean.copy_(states.mean(0))
+        self.deviation.copy_(states.std(0).clamp(min=1e-3))
+
     def probability(self, state: Tensor) -> float:
         """[h] -> P(the sentence ends here), of a place that is as likely an end as not."""
         with torch.inference_mode():

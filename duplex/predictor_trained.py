@@ -3,8 +3,7 @@
 The network was taught on pauses and turn ends that last equally long, so its odds tell of what was said and how, not of how long it has
 been silent. That is added here: sure ends wait `complete_s`, sure pauses `incomplete_s`, and odds in between something in between.
 
-It can be asked together with the rules (`agree: both`): recognisers make whole sentences of half ones, and half-said sentences sometimes
-sound whole, but seldom at the same place.
+It can be asked together with the heads whose odds it is told (`agree: both`), for each is wrong at places of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 
 from duplex.checkpoint import fill, read_tensors
 from duplex.errors import ConfigError, WeightsError
-from duplex.predictor import RuleConfig, RulePredictor, TickDecision, TickInput, going_on
+from duplex.predictor import RuleConfig, RulePredictor, TickDecision, TickInput, going_on, in_between
 from duplex.predictor_features import FeatureState, Heard, log_odds, sound_features, state_features
 from duplex.predictor_net import FloorNet, NetConfig, NetState
 from duplex.scenario import KEEP, RESPOND, YIELD
@@ -38,9 +37,13 @@ class TrainedConfig:
     incomplete_s: float = 2.0
     """Silence that ends a turn of which the network is sure that it goes on."""
     agree: Literal["net", "both"] = "net"
-    """Who must think that a turn is over: the network, or it and the rules by the words (`RuleConfig.hanging_p` and `whole_p`) as well."""
+    """Who must think that a turn is over: the network, or besides it those by whom it is told what words and recogniser say."""
     unread: float = 0.5
     """both: how far an end is believed, at most, while the words are not there or the LLM has not read them."""
+    surely: float | None = None
+    """Log odds from which an end is sure; None: as the weights' file says, which was found for the network alone."""
+    hardly: float | None = None
+    """Log odds up to which it is sure that the turn goes on; likewise."""
     newest: int = 2
     """Ticks of the silence whose odds are averaged."""
     overlaps: Literal["rules", "net"] = "rules"
@@ -55,6 +58,8 @@ class TrainedConfig:
     def __post_init__(self) -> None:
         if not 0 < self.speculate_s <= self.complete_s <= self.incomplete_s:
             raise ConfigError("predictor: speculate_s, complete_s and incomplete_s must be positive and rise in this order.")
+        if self.surely is not None and self.hardly is not None and self.surely <= self.hardly:
+            raise ConfigError("predictor: surely must be above hardly.")
         if self.newest < 1 or not 0 < self.takeover_p < 1 or not 0 <= self.unread <= 1:
             raise ConfigError("predictor: newest must be at least 1, takeover_p lie between 0 and 1, and unread be in 0 to 1.")
 
@@ -89,7 +94,9 @@ class TrainedPredictor:
         self.config = config or TrainedConfig()
         self.rules = RulePredictor(rules)
         self.net = net.eval().requires_grad_(False)
-        self.surely, self.hardly = max(surely, hardly + 1e-3), hardly
+        surely = surely if self.config.surely is None else self.config.surely
+        self.hardly = hardly if self.config.hardly is None else self.config.hardly
+        self.surely = max(surely, self.hardly + 1e-3)
 
     @classmethod
     def load(cls, file: Path = WEIGHTS, config: TrainedConfig | None = None, rules: RuleConfig | None = None) -> TrainedPredictor:
@@ -145,12 +152,13 @@ class TrainedPredictor:
         c = self.config
         if not state.odds:
             return c.incomplete_s
-        odds = sum(state.odds) / len(state.odds)
+        odds, read = sum(state.odds) / len(state.odds), known.transcript_fresh and known.sentence_ends is not None
+        if c.agree == "both" and read:
+            odds = min(odds, log_odds(known.sentence_ends or 0.0))
         whole = min(max((odds - self.hardly) / (self.surely - self.hardly), 0.0), 1.0)
-        if c.agree == "both":
-            words = self.rules.wholeness(known)
-            whole = min(whole, c.unread if words is None else words)
-        return c.incomplete_s + whole * (c.complete_s - c.incomplete_s)
+        if c.agree == "both" and not read:
+            whole = min(whole, c.unread)
+        return in_between(whole, c.complete_s, c.incomplete_s)
 
     def _after_user(self, state: TrainedState, known: TickInput) -> TickDecision:
         c = self.config

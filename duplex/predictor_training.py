@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from duplex.audio import TICK
+from duplex.audio import TICK, Samples
 from duplex.errors import WeightsError
-from duplex.predictor_features import BANDS, FRAMES, STATE, FeatureState, Heard, sound_features, state_features
+from duplex.predictor_features import BANDS, FRAMES, STATE, WORDS, FeatureState, Heard, sound_features, state_features
 from duplex.predictor_net import FloorNet, NetConfig
-from duplex.scenario import KEEP, RESPOND, YIELD, Scenario
+from duplex.scenario import KEEP, RESPOND, YIELD, Event
 from duplex.scenario_probe import area
 
 
@@ -65,18 +65,20 @@ class Examples:
     """[t]"""
 
 
-def examples(scenario: Scenario, heard: Sequence[Heard], idle: float = 0.15) -> Examples:
-    """A conversation and what was heard of it -> tensors."""
-    state = FeatureState()
-    mel, sound = sound_features(state, scenario.user[: scenario.ticks * TICK])
-    beside = np.concatenate([sound, np.stack([state_features(state, tick) for tick in heard])], 1)
-    weights = np.full(scenario.ticks, idle)
-    weights[np.isin(scenario.labels, (RESPOND, YIELD, KEEP))] = 1.0
-    at = (np.arange(scenario.ticks) + 1) * TICK
-    for event in scenario.events:
+def examples(
+    sound: Samples, labels: NDArray[np.int8], events: Sequence[Event], heard: Sequence[Heard], idle: float = 0.15
+) -> Examples:
+    """A conversation [n] of samples, its labels [t] and events, and what was heard of it on each tick -> tensors."""
+    state, ticks = FeatureState(), len(labels)
+    mel, pitch = sound_features(state, sound[: ticks * TICK])
+    beside = np.concatenate([pitch, np.stack([state_features(state, tick) for tick in heard])], 1)
+    weights = np.full(ticks, idle)
+    weights[np.isin(labels, (RESPOND, YIELD, KEEP))] = 1.0
+    at = (np.arange(ticks) + 1) * TICK
+    for event in events:
         if event.kind == "pause":
             weights[(at > event.start) & (at <= event.end)] = 1.0
-    return Examples(mel.astype(np.float16), beside.astype(np.float16), scenario.labels, weights.astype(np.float16))
+    return Examples(mel.astype(np.float16), beside.astype(np.float16), labels, weights.astype(np.float16))
 
 
 def _batch(data: Sequence[Examples], chosen: Sequence[int], config: TrainingConfig, rng: np.random.Generator) -> tuple[Tensor, ...]:
@@ -92,7 +94,7 @@ def _batch(data: Sequence[Examples], chosen: Sequence[int], config: TrainingConf
         mel[row, :n], beside[row, :n] = one.mel[part], one.beside[part]
         labels[row, :n], weights[row, :n] = one.labels[part], one.weights[part]
         if rng.random() < config.words_lost:
-            beside[row, :, -9:] = 0
+            beside[row, :, -WORDS:] = 0
         mel[row] += rng.normal(0, 0.1) + rng.normal(0, 0.08, BANDS)  # another microphone
     return torch.from_numpy(mel), torch.from_numpy(beside), torch.from_numpy(labels), torch.from_numpy(weights)
 

@@ -40,8 +40,6 @@ class Utterance:
     """The words up to each place."""
     whole: tuple[bool, ...]
     """Whether the words up to each place are a whole sentence; the last one ends the turn."""
-    heard: tuple[tuple[str, float | None], ...] = ()
-    """What a recogniser made of the sound up to each place, and P(sentence ends there) by a language model; may be empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +49,8 @@ class Event:
     kind: Kind
     start: int
     end: int
-    heard: str = ""
-    """The words of the turn up to `end`, as recognised (or as said)."""
-    ends: float | None = None
-    """P(sentence ends there), when known."""
+    said: str = ""
+    """The words of the turn up to `end`."""
     whole: bool = True
     """False after words that plainly go on."""
 

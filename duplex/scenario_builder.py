@@ -155,15 +155,15 @@ class Builder:
                 tracks.user.append((tracks.now, piece))
                 tracks.now += len(piece)
                 place = held[part] if part < len(held) else len(utterance.places) - 1
-                heard, ends = utterance.heard[place] if utterance.heard else (utterance.said[place], None)
+                said = utterance.said[place]
                 if part < len(held):
                     length = silence(self.config, rng)
-                    tracks.events.append(Event("pause", tracks.now, tracks.now + length, heard, ends, utterance.whole[place]))
+                    tracks.events.append(Event("pause", tracks.now, tracks.now + length, said, utterance.whole[place]))
                     tracks.now += length
             if pauses <= 0:
                 break
             tracks.now += user_samples(rng.uniform(0.03, 0.12))
-        tracks.events.append(Event("turn", start, tracks.now, heard, ends))
+        tracks.events.append(Event("turn", start, tracks.now, said))
 
     def _answer(self, tracks: _Tracks, voice: str, over: str, rng: np.random.Generator) -> bool:
         """The agent takes the floor after a turn; something happens over its voice. True when the user took the floor back."""
@@ -210,8 +210,7 @@ class Builder:
             said = own[rng.integers(len(own))]
             piece = _ended(trim(said.samples), rng) * np.float32(10 ** (rng.uniform(-8, 0) / 20))
             tracks.user.append((at, piece))
-            heard, ends = said.heard[-1] if said.heard else (said.said[-1], None)
-            tracks.events.append(Event("backchannel", at, at + len(piece), heard, ends))
+            tracks.events.append(Event("backchannel", at, at + len(piece), said.said[-1]))
             return at + len(piece)
         others = [u for u in self.stock.utterances if u.voice != voice] or self.stock.utterances
         talk = others[rng.integers(len(others))]

@@ -129,6 +129,37 @@ No.
 Quiet, please.
 Oh, I nearly forgot, | call {my brother/the shop}.
 Please skip this part.
+Hang on a second.
+Just a moment.
+Pause.
+Be quiet.
+Enough.
+That is not right.
+You are wrong about that.
+Why is that?
+Say that again.
+Slow down.
+I did not understand that.
+How do you know?
+Is that true?
+When was that?
+Go on to the next {one/question}.
+Let us change the {subject/topic}.
+Hey, listen.
+Well, I do not agree.
+But I have {seen/heard/tried} it.
+So what should I {do/buy/say}?
+And what happens then?
+Yes, but not {today/here/for me}.
+Okay, stop now.
+Right, and where is that?
+Sure, but first tell me {the price/your name}.
+Oh, that reminds me of something.
+I see, then what about {him/tomorrow/Monday}?
+Good, now {read/open/send} it.
+Really, who told you that?
+Cool, can you {print/write} that?
+Yeah, no, that is something else.
 """,
     "bench": """
 Wait, stop.
@@ -146,7 +177,9 @@ No, wait.
 """,
 }
 BACKCHANNELS: dict[Set, str] = {
-    "training": "yeah/uh huh/okay/right/I see/sure/wow/oh/yes/oh really/got it/mhm/yep/cool/hm/ah/oh okay/yeah yeah/good",
+    "training": "yeah/uh huh/okay/right/I see/sure/wow/oh/yes/oh really/got it/mhm/yep/cool/hm/ah/oh okay/yeah yeah/good"
+    "/great/exactly/absolutely/true/interesting/all right/I know/no way/of course/go on/makes sense/fair enough/really/oh no/oh I see"
+    "/okay okay/right right/yes yes/very good/lovely/amazing/indeed/good good/sounds good/oh good/oh right/yeah sure/yeah okay/aha",
     "bench": "yeah/uh huh/okay/right/I see/mhm/oh wow/hm/sure/nice",
 }
 LEADS: dict[Set, str] = {

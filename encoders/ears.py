@@ -6,7 +6,7 @@ runs a model, works on that snapshot alone, so it may run in another thread whil
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,6 +46,16 @@ class HeardVectors:
         return HeardVectors(self.keys[:n], self.pieces[:n], self.vectors[:n])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SoundStates:
+    """What a recogniser's layers made of the newest sound of a turn."""
+
+    frames: NDArray[np.float32]
+    """[n, d] in order of time; the newest 1.5 s, or fewer."""
+    last: NDArray[np.float32] | None = None
+    """[e] the decoder's state after the last word; None from a recogniser that has no decoder."""
+
+
 @dataclass(frozen=True, slots=True)
 class Transcript:
     """What the user has said in the current turn, up to `end`."""
@@ -61,8 +71,13 @@ class Transcript:
     speech: HeardVectors | None = None
     """The same words as the LLM may hear them; None from a recogniser that gives text alone."""
     listening: float | None = None
-    """How likely the first word is one of those with which listeners show that they listen (`LISTENING_OPENERS`), in [0, 1], whatever
-    `text` settled on; None from a recogniser that cannot tell."""
+    """How likely a sound asks for nothing, in [0, 1], whatever `text` settled on: by a head that was taught what listeners say, coughs,
+    other people's talk and echo; or by the odds that the first word is a listener's (`LISTENING_OPENERS`). None from a recogniser that
+    cannot tell."""
+    over: float | None = None
+    """Log odds that the turn is over, by the sound, to be added to those of its words; None from a recogniser that cannot tell."""
+    states: SoundStates | None = field(default=None, compare=False, repr=False)
+    """What these two were told by."""
 
 
 class Ears(Protocol):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from encoders.ears import SoundStates
 from encoders.mel import FRAME_RATE_HZ, Mel
 from encoders.whisper import Whisper
 
@@ -57,6 +58,8 @@ class Decoded:
     """Tokens of the draft that stood."""
     listening: float | None = None
     """The probability that it begins with a word by which listeners show that they listen; None where the vocabulary has none."""
+    states: SoundStates | None = None
+    """Of the whole window, silence included, and of the decoder when it ended."""
 
 
 def decode(model: Whisper, frames: Mel, draft: Sequence[int] = (), config: GreedyConfig | None = None) -> Decoded:
@@ -97,10 +100,11 @@ def decode(model: Whisper, frames: Mel, draft: Sequence[int] = (), config: Greed
             chosen = logits.argmax(axis=1)
             scores.extend(float(x) for x in _picked(logits, chosen))
             token = int(chosen[0])
-    mean = float(np.mean(scores))
+    mean, written = float(np.mean(scores)), len(ids)
     if no_speech > config.no_speech_above and mean < config.unlikely_below:
         ids = []
-    return Decoded(tuple(ids), no_speech, mean, accepted, listening)
+    states = SoundStates(cache.sound.numpy(), cache.said[len(prompt) + written - 1].numpy())
+    return Decoded(tuple(ids), no_speech, mean, accepted, listening, states)
 
 
 def circle(ids: Sequence[int]) -> int:

@@ -27,11 +27,12 @@ from duplex.audio import Samples
 from duplex.checkpoint import read_tensors
 from duplex.english import LISTENING_OPENERS
 from encoders import mel, speech_projector
-from encoders.ears import HeardVectors, Transcript
+from encoders.ears import HeardVectors, SoundStates, Transcript
 from encoders.fast_types import fast_in_bfloat16
 from encoders.mel import HOP_SAMPLES, MELS, POWER_FLOOR, Mel, MelState
 from encoders.recent_frames import FRAME_RATE_HZ, MOST_KEPT_S, RecentFrames, blocks
 from encoders.rescoring import Judge, choose
+from encoders.sound_heads import SoundHeads
 from encoders.speech_projector import ProjectorState, SpeechProjector, SpeechProjectorConfig
 from encoders.speech_projector_layers import Lookback
 from encoders.word_lattice import Said, spelt
@@ -41,6 +42,9 @@ from encoders.word_search import SearchState, WordSearch, WordSearchConfig
 
 WEIGHTS = Path(__file__).parent / "weights" / "projector.safetensors"
 """The shipped weights; the model card lies beside them."""
+
+STATES = 40
+"""States (40 ms each) of the newest sound that are kept beside a transcript."""
 
 _KEYS = 64
 """Keys for the vectors of one word."""
@@ -56,6 +60,8 @@ class ProjectorEarsConfig:
     """Silence heard after a window's end, at least: what comes out is a chunk late."""
     snap: float = 1.0
     """How far a vector is moved from what may have been said (0) to the embedding of the likeliest word (1)."""
+    heads: bool = True
+    """Also tell, by what the layers made of the sound, whether the turn is over and who only listens, where this was taught."""
     judge_weight: float = 0.5
     """Of the LLM's judgement of what may have been said beside the search's scores; 0 asks it for none."""
     search: WordSearchConfig = field(default_factory=WordSearchConfig)
@@ -82,6 +88,8 @@ class Taken:
     """Where the network is."""
     search: SearchState
     """Where the search for words is."""
+    states: NDArray[np.float32]
+    """[n, W] what the newest phones were read from."""
 
 
 @dataclass(slots=True)
@@ -138,12 +146,16 @@ class ProjectorEars:
         embed: Callable[[Sequence[int]], Tensor],
         config: ProjectorEarsConfig | None = None,
         judge: Judge | None = None,
+        heads: SoundHeads | None = None,
     ) -> None:
-        """encode: text -> the LLM's tokens. embed: tokens -> [n, D] its embeddings. judge: who tells what may have been said."""
+        """encode: text -> the LLM's tokens. embed: tokens -> [n, D] its embeddings. judge: who tells what may have been said. heads: tell
+        whether the turn is over, and who only listens; None where nothing was taught that.
+        """
         self.net, self.config = net.requires_grad_(False).eval(), config or ProjectorEarsConfig()
         self.search = WordSearch(lexicon, ngrams, self.config.search)
         self._encode, self._embed = lru_cache(4096)(encode), embed
         self._judge = judge if self.config.judge_weight > 0 else None
+        self._heads = heads if self.config.heads else None
         self._rows = lru_cache(4096)(self._embedded)
         self._light = False
         self._openers = [i for i, word in enumerate(lexicon.words) if word.lower() in LISTENING_OPENERS]
@@ -156,12 +168,15 @@ class ProjectorEars:
         embed: Callable[[Sequence[int]], Tensor],
         config: ProjectorEarsConfig | None = None,
         judge: Judge | None = None,
+        heads: Path | None = None,
         weights: Path = WEIGHTS,
     ) -> ProjectorEars:
         """From OpenAI's `tiny.en.pt` (its encoder), the LLM's tokens and embeddings, and what was trained here. Raises WeightsError."""
         net, lexicon, ngrams = speech_projector.restore(weights, read_tensors(weights), read_tensors(whisper))
         net.fold()
-        ears = cls(net, lexicon, ngrams, encode, embed, config, judge)
+        config = config or ProjectorEarsConfig()
+        told = SoundHeads.load(heads) if heads is not None and config.heads else None
+        ears = cls(net, lexicon, ngrams, encode, embed, config, judge, told)
         if fast_in_bfloat16(net.phone.weight.device):
             ears.compute_in_bfloat16()
         return ears
@@ -224,7 +239,7 @@ class ProjectorEars:
     def transcribe(self, window: ProjectorWindow) -> ProjectorTranscript:
         """The transcript of a snapshot: one pass over what is new, its whole chunks for good and the rest with silence behind it."""
         size = self.net.config.mel_frames
-        taken = window.taken or Taken(window.at, self.net.open(), self.search.open())
+        taken = window.taken or Taken(window.at, self.net.open(), self.search.open(), self._nothing)
         if taken.at < window.at:  # sound was lost: go on after it
             taken = replace(taken, at=window.at)
         ended, known = taken, len(window.frames)
@@ -234,16 +249,17 @@ class ProjectorEars:
             frames = np.full((total, MELS), np.log10(POWER_FLOOR), np.float32)
             frames[:known] = window.frames
             taken, ended = self._take(taken, frames, whole)
+        states = SoundStates(ended.states) if len(ended.states) else None
+        over, listening = self._told(states, ended.search)
         paths = self.search.paths(ended.search)
         if not paths:
-            return ProjectorTranscript("", window.end, 1.0, taken=taken)
+            return ProjectorTranscript("", window.end, 1.0, listening=listening, over=over, states=states, taken=taken)
         said = paths[0][1]
         if self._judge is not None and len(paths) > 1:
             said = choose(paths, self.config.judge_weight, self.search.lexicon, self._encode, self._judge)
         speech = self._heard(said)
-        return ProjectorTranscript(
-            "".join(speech.pieces), window.end, speech=speech, listening=self._listening(ended.search), taken=taken
-        )
+        text = "".join(speech.pieces)
+        return ProjectorTranscript(text, window.end, speech=speech, listening=listening, over=over, states=states, taken=taken)
 
     def settle(self, state: ProjectorEarsState, window: ProjectorWindow, transcript: Transcript) -> None:
         """Keep what is final, unless a newer turn or window came first."""
@@ -255,11 +271,22 @@ class ProjectorEars:
         """Take in chunks [t, 80] -> what is made of so many of them, and of all."""
         size, sounds = self.net.config.mel_frames, self.net.config.sounds
         with torch.autocast("cpu", torch.bfloat16, enabled=self._light):
-            phones, stream = self.net(torch.from_numpy(frames)[None], taken.stream, whole)
-        odds = phones[0].float().log_softmax(1).numpy()
+            heard, stream = self.net.sound(torch.from_numpy(frames)[None], taken.stream, whole)
+            phones = self.net.phone(heard)
+        odds, new = phones[0].float().log_softmax(1).numpy(), heard[0].float().numpy()
         settled = self.search.step(taken.search, odds[: whole * sounds]) if whole else taken.search
         ended = self.search.step(settled, odds[whole * sounds :])
-        return Taken(taken.at + whole * size, stream, settled), Taken(taken.at, stream, ended)
+        states = np.concatenate((taken.states, new[: whole * sounds]))[-STATES:]
+        newest = np.concatenate((states, new[whole * sounds :]))[-STATES:]
+        return Taken(taken.at + whole * size, stream, settled, states), Taken(taken.at, stream, ended, newest)
+
+    @property
+    def _nothing(self) -> NDArray[np.float32]:
+        return np.zeros((0, self.net.config.width), np.float32)
+
+    def _told(self, states: SoundStates | None, search: SearchState) -> tuple[float | None, float | None]:
+        """Log odds that the turn is over, and how likely it only shows that somebody listens."""
+        return self._heads.tell(states) if self._heads is not None and states is not None else (None, self._listening(search))
 
     def _heard(self, said: Sequence[Said]) -> HeardVectors:
         """Words, and the marks between and after them."""

@@ -34,7 +34,7 @@ STEM_LEFT = 3
 """Mel frames before a chunk that its convolutions see."""
 SOUND_RATE_HZ = 25.0
 """Sounds per second."""
-_FORM = 9
+_FORM = 10
 _WHISPER, _BESIDE = ("conv1.", "conv2.", "encoder."), (".down", ".up")
 
 
@@ -129,7 +129,12 @@ class SpeechProjector(nn.Module):
         return ProjectorState(0, peak, stem, near)
 
     def forward(self, mel: Tensor, state: ProjectorState, settled: int | None = None) -> tuple[Tensor, ProjectorState]:
-        """[B, M, 80] log10 mel power, whole chunks -> [B, S, 1 + P] scores of phones, the blank first, and the state.
+        """[B, M, 80] log10 mel power, whole chunks -> [B, S, 1 + P] scores of phones, the blank first, and the state. See `sound`."""
+        x, after = self.sound(mel, state, settled)
+        return self.phone(x), after
+
+    def sound(self, mel: Tensor, state: ProjectorState, settled: int | None = None) -> tuple[Tensor, ProjectorState]:
+        """[B, M, 80] log10 mel power, whole chunks -> [B, S, W], what the phones are read from by `phone`, and the state.
 
         What comes out is that of the sound one chunk earlier. settled: after how many of the chunks the state shall be, where the rest may
         turn out to be something else; None for all of them.
@@ -137,8 +142,8 @@ class SpeechProjector(nn.Module):
         count = mel.shape[1] // self.config.mel_frames
         drop = 0 if settled is None else count - settled
         x, after = self.whisper(mel, state, drop)
-        phones, after = self.hear(x, after, drop)
-        return phones, after if drop < count else state
+        x, after = self.hear(x, after, drop)
+        return x, after if drop < count else state
 
     def whisper(self, mel: Tensor, state: ProjectorState, drop: int = 0) -> tuple[Tensor, ProjectorState]:
         """[B, M, 80] log10 mel power -> [B, T, W], Whisper's part, one chunk late, and the state with that part brought up to date.
@@ -180,7 +185,7 @@ class SpeechProjector(nn.Module):
         return x
 
     def hear(self, x: Tensor, state: ProjectorState, drop: int = 0) -> tuple[Tensor, ProjectorState]:
-        """What `whisper` gave -> [B, S, 1 + P] scores of phones, and the state after the step."""
+        """What `whisper` gave -> [B, S, W], what the phones are read from, and the state after the step."""
         c = self.config
         count, past, size = x.shape[1] // c.chunk, list(state.past) or [None] * c.sound_layers, c.sounds
         tails = list(state.tails) or [None] * (1 + c.sound_layers)
@@ -191,7 +196,7 @@ class SpeechProjector(nn.Module):
             near, tails[1 + index] = layer.near(layer.near_norm(y), tails[1 + index], drop * size)
             y, past[index] = layer(y + near, past[index], mask, state.chunks * size, c.left * size, drop * size)
         after = replace(state, chunks=state.chunks + count - drop, past=tuple(past), tails=tuple(tails))
-        return self.phone(self.phone_norm(y)), after
+        return self.phone_norm(y), after
 
     def own_parameters(self) -> dict[str, Tensor]:
         """What is trained here and ships: everything but Whisper's."""

@@ -118,7 +118,8 @@ class Training:
         """CTC per phone of one batch, and how many seconds of sound are in it."""
         one = self._heard(spoken) if self.share < self.config.adapt_from else self._hear(spoken, True)
         with self._cast():
-            phones, _ = self.net.hear(one.states.float(), self.net.open(len(one.states)))
+            heard, _ = self.net.hear(one.states.float(), self.net.open(len(one.states)))
+            phones = self.net.phone(heard)
         return ctc_per_label(phones.float().log_softmax(2), one.sounds, one.phones), one.sound_s
 
     def _heard(self, spoken: Batches) -> _Heard:

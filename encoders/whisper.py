@@ -45,6 +45,10 @@ class Cache:
     """[1, 1, 1, p + s], added to attention scores: 0 for the window, log of what a kept position stands for in the silence."""
     own: list[KeysValues]
     """Per layer, those of the tokens so far, n = c; empty before the first step."""
+    sound: Tensor
+    """[p, d] the encoder's states of the window."""
+    said: Tensor
+    """[c, d] the decoder's states after each token."""
 
     def __len__(self) -> int:
         return self.own[0][0].shape[2] if self.own else 0
@@ -52,6 +56,7 @@ class Cache:
     def cut(self, length: int) -> None:
         """Forget all tokens but the first `length`."""
         self.own = [(k[:, :, :length], v[:, :, :length]) for k, v in self.own] if length else []
+        self.said = self.said[:length]
 
 
 class Whisper:
@@ -114,7 +119,7 @@ class Whisper:
             weight[..., p:] = math.log(rest / kept)
         states = self._encode(level(frames), weight)
         cross = [_followed(pair, silent) for pair, silent in zip(self._cross(states), self._silent_cross, strict=True)]
-        return Cache(cross, weight, [])
+        return Cache(cross, weight, [], states[0], states.new_zeros(0, states.shape[2]))
 
     @torch.inference_mode()
     def step(self, cache: Cache, ids: list[int]) -> NDArray[np.float32]:
@@ -136,7 +141,9 @@ class Whisper:
             x = x + _attend(layer.encoder_attn, layer.encoder_attn_layer_norm(x), *cache.cross[i], cache.weight)
             x = x + layer.fc2(functional.gelu(layer.fc1(layer.final_layer_norm(x))))
         cache.own = grown
-        logits: NDArray[np.float32] = self.head(decoder.layer_norm(x))[0].numpy()
+        states = decoder.layer_norm(x)
+        cache.said = torch.cat((cache.said, states[0]))
+        logits: NDArray[np.float32] = self.head(states)[0].numpy()
         return logits
 
 

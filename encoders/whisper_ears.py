@@ -15,11 +15,15 @@ import numpy as np
 
 from duplex.audio import Samples
 from encoders import mel, whisper_checkpoint
-from encoders.ears import Transcript
+from encoders.ears import SoundStates, Transcript
 from encoders.greedy import GreedyConfig, decode
 from encoders.mel import HOP_SAMPLES, MELS, Mel, MelState
 from encoders.recent_frames import FRAME_RATE_HZ, MOST_KEPT_S, RecentFrames, blocks, quietest
+from encoders.sound_heads import SoundHeads
 from encoders.whisper import Whisper
+
+STATES = 75
+"""Encoder states (20 ms each) of the newest sound that are kept beside a transcript."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,8 @@ class EarsConfig:
     """Silence encoded after the window, so that a last word is heard to end."""
     greedy: GreedyConfig = field(default_factory=GreedyConfig)
     """When decoding stops."""
+    heads: bool = True
+    """Also tell, by what the layers made of the sound, whether the turn is over and who only listens, where this was taught."""
 
     def __post_init__(self) -> None:
         if not 0 < self.freeze_at_least_s < self.freeze_after_s <= self.keep_s <= MOST_KEPT_S:
@@ -97,14 +103,20 @@ class WhisperTranscript(Transcript):
 class WhisperEars:
     """`encoders.ears.Ears` on a Whisper model. Holds no state of a conversation; `transcribe` may run in any thread."""
 
-    def __init__(self, model: Whisper, config: EarsConfig | None = None) -> None:
+    def __init__(self, model: Whisper, config: EarsConfig | None = None, heads: SoundHeads | None = None) -> None:
+        """heads: tell whether the turn is over, and who only listens; None where nothing was taught that."""
         self.model = model
         self.config = config or EarsConfig()
+        self._heads = heads if self.config.heads else None
 
     @classmethod
-    def load(cls, checkpoint: Path, vocab: Path, config: EarsConfig | None = None, *, int8: bool = True) -> WhisperEars:
-        """From OpenAI's `tiny.en.pt` and `gpt2.tiktoken`. Raises WeightsError."""
-        return cls(whisper_checkpoint.load(checkpoint, vocab, int8=int8), config)
+    def load(
+        cls, checkpoint: Path, vocab: Path, config: EarsConfig | None = None, heads: Path | None = None, *, int8: bool = True
+    ) -> WhisperEars:
+        """From OpenAI's `tiny.en.pt` and `gpt2.tiktoken`, and `encoders.sound_heads`. Raises WeightsError."""
+        config = config or EarsConfig()
+        told = SoundHeads.load(heads) if heads is not None and config.heads else None
+        return cls(whisper_checkpoint.load(checkpoint, vocab, int8=int8), config, told)
 
     @classmethod
     def tiny(cls, seed: int = 0, config: EarsConfig | None = None) -> WhisperEars:
@@ -143,7 +155,7 @@ class WhisperEars:
     def transcribe(self, window: EarsWindow) -> WhisperTranscript:
         """The transcript of a snapshot: an encoder pass per 12 s, a decoder pass over the draft, and one per new token."""
         frames, at, frozen, draft = window.frames, window.start, window.text, window.draft
-        no_speech, listening = 1.0, None
+        no_speech, listening, over, states = 1.0, None, None, None
         longest = round(self.config.freeze_after_s * FRAME_RATE_HZ)
         while len(frames) > longest:
             cut = quietest(frames[:longest], round(self.config.freeze_at_least_s * FRAME_RATE_HZ))
@@ -157,8 +169,21 @@ class WhisperEars:
             draft = last.ids
             no_speech = min(no_speech, last.no_speech)
             listening = None if frozen else last.listening
+            states = self._newest(last.states, len(frames))
         text = (frozen + self.model.vocabulary.text(draft)).strip()
-        return WhisperTranscript(text, window.end, no_speech, listening=listening, frozen_text=frozen, frozen_until=at, draft=draft)
+        if self._heads is not None and states is not None:
+            over, listening = self._heads.tell(states)
+        return WhisperTranscript(
+            text,
+            window.end,
+            no_speech,
+            listening=listening,
+            over=over,
+            states=states,
+            frozen_text=frozen,
+            frozen_until=at,
+            draft=draft,
+        )
 
     def settle(self, state: EarsState, window: EarsWindow, transcript: Transcript) -> None:
         """Keep the frozen text and the draft, unless a newer turn or window came first."""
@@ -171,6 +196,12 @@ class WhisperEars:
     @property
     def _keep_frames(self) -> int:
         return round(self.config.keep_s * FRAME_RATE_HZ)
+
+    def _newest(self, states: SoundStates | None, frames: int) -> SoundStates | None:
+        """The states of the newest sound of a window of so many frames, without the silence behind it."""
+        if states is None or frames < 2:
+            return None
+        return SoundStates(states.frames[max(0, frames // 2 - STATES) : frames // 2], states.last)
 
     def _ended(self, frames: Mel) -> Mel:
         """The frames with the silence that ends them."""

@@ -21,6 +21,8 @@ BEGIN, END, FIRST = 0, 1, 2
 """What stands before a sentence, what ends it, and the first word."""
 NEVER = -20.0
 """Logarithm of what is not counted on at all."""
+STEPS = 12.0
+"""Of a logarithm in a file: e is so many."""
 _MOST = 1 << 16
 _LOGS = ("single", "single_back", "pair", "pair_back", "triple")
 _WORDS = ("pair_words", "triple_words")
@@ -108,9 +110,9 @@ class WordNgrams:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """As they are kept: logarithms in fp16, words in 16 bits, and so is how many pairs and triples begin alike."""
+        """As they are kept: logarithms in twelfths, in 8 bits; words in 16 bits, and so is how many pairs and triples begin alike."""
         logs = {"single": self.single, "single_back": self.single_back, "pair": self._pair, "pair_back": self._pair_back}
-        kept = {name: torch.from_numpy(value.astype(np.float16)) for name, value in {**logs, "triple": self._triple}.items()}
+        kept = {name: torch.from_numpy(_in_steps(value)) for name, value in {**logs, "triple": self._triple}.items()}
         words = {"pair_words": self._pair_words, "triple_words": self._triple_words}
         kept |= {name: torch.from_numpy(value.astype(np.uint16).view(np.int16)) for name, value in words.items()}
         counts = {"pair_counts": np.diff(self._pair_ends, prepend=0), "triple_counts": np.diff(self._triple_ends, prepend=0)}
@@ -120,12 +122,16 @@ class WordNgrams:
     def of(cls, tensors: Mapping[str, Tensor]) -> WordNgrams:
         """What `tensors` gave. Raises WeightsError."""
         try:
-            single, single_back, pair, pair_back, triple = (tensors[name].numpy().astype(np.float64) for name in _LOGS)
+            single, single_back, pair, pair_back, triple = (tensors[name].numpy() / -STEPS for name in _LOGS)
             pair_words, triple_words = (tensors[name].numpy().view(np.uint16).astype(np.int64) for name in _WORDS)
             pair_ends, triple_ends = (tensors[name].numpy().view(np.uint16).astype(np.int64).cumsum() for name in _COUNTS)
             return cls(single, single_back, pair_ends, pair_words, pair, pair_back, triple_ends, triple_words, triple)
         except (KeyError, ValueError) as error:
             raise WeightsError(f"These are not the probabilities of words ({error}).") from error
+
+
+def _in_steps(logs: Floats) -> NDArray[np.uint8]:
+    return np.round(np.clip(-logs * STEPS, 0, 255)).astype(np.uint8)
 
 
 def _find(known: Ints, wanted: Ints) -> tuple[Ints, NDArray[np.bool_]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import pytest
 
 from agent.tick import TickSound
 from agent.user_turn import UserTurn
@@ -28,13 +31,18 @@ def test_a_tick_holds_its_own_sound_and_its_own_voice() -> None:
 
 def test_a_turn_is_told_with_its_words_and_over_the_agents_voice_with_its_hum() -> None:
     turn = UserTurn(1, 1000, 17_000)
-    turn.transcript = Transcript("Well, no", 17_000)
-    turn.ends = Ending(0.25, 0.75)
+    turn.transcript = Transcript("Well, no", 17_000, listening=0.3, over=1.0)
+    turn.ends = Ending(0.25)
     sound = TickSound()
     sound.take(np.zeros(USER_FRAME, np.float32))
     alone = sound.known(turn, False, 17_000, 25_000, overlap=False)
     assert (alone.voiced_s, alone.silence_s, alone.transcript, alone.transcript_fresh) == (1.0, 0.5, "Well, no", True)
     assert alone.sentence_ends == 0.25 and alone.hum == 0.0 and turn.hum == 1.0
-    assert sound.heard(turn, False, 17_000, 25_000, agent_speaking=False).sentence_ends == 0.75
+    heard = sound.heard(turn, False, 17_000, 25_000, agent_speaking=False)
+    assert heard.sentence_ends == 0.25 and heard.listening == alone.listening == 0.3
+    turn.ends = Ending(0.25, learnt=True)
+    taught = sound.known(turn, False, 17_000, 25_000, overlap=False)
+    assert taught.sentence_ends == pytest.approx(1 / (1 + 3 / math.e)) == pytest.approx(turn.ending)
+    assert Ending(0.25, learnt=True).heard(None) == 0.25 and 0 <= Ending(0.0, learnt=True).heard(50.0) <= 1
     over = sound.known(turn, True, 25_000, 25_000, overlap=True)
     assert over.agent_speaking and over.silence_s == 0.0 and over.hum == turn.hum < 1.0

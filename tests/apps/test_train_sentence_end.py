@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from apps.cli import main
 from apps.train_sentence_end import Read, Reader, places, said, save
 from duplex.predictor_sentence_end import SentenceEnd
-from duplex.predictor_sentence_end_training import Places
+from encoders.sound_heads import SoundHeads, weights_of
+from encoders.sound_heads_training import Places
+from tests.apps.heard_shards import write
 
 WORD = st.text("abcdefgXYZ019'", min_size=1, max_size=6).filter(lambda word: word[-1] != "'")
 
@@ -58,16 +60,38 @@ def read(seed: int) -> Read:
     return Read(Places(states, states[:, 0] > 0.8), rng.normal(-3, 1, 400).astype(np.float32))
 
 
-def test_what_was_read_is_learnt_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_read_and_heard_is_learnt_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apps.train_sentence_end.INPUTS", {"bridge": 20, "projector": 20})
     for seed, name in enumerate(("read-0-000", "read-0-001", "read-0-002", "unseen-0")):
         save(tmp_path / f"{name}.npz", read(seed))
+    write(tmp_path, "bridge", 20, last=4)
+    write(tmp_path, "projector", 20, last=0)
     out = tmp_path / "made" / "head.safetensors"
-    assert main(["train", "sentence-end", "--texts", "600", "--work", str(tmp_path), "--out", str(out), "--epochs", "200"]) == 0
-    told = re.findall(r"places: (0\.\d+) \(AUC\); the LLM's own odds (0\.\d+)", capsys.readouterr().out)
+    command = ["train", "sentence-end", "--texts", "600", "--conversations", "100", "--sentences", "20", "--epochs", "300"]
+    assert main([*command, "--work", str(tmp_path), "--out", str(out), "--sounds", str(out.parent)]) == 0
+    printed = capsys.readouterr().out
+    told = re.findall(r"places: (0\.\d+) \(AUC\); the LLM's own odds (0\.\d+)", printed)
     assert [float(found) > 0.9 > float(own) for found, own in told] == [True, True]
     assert SentenceEnd.load(out).hidden == 32
     card = out.with_suffix(".md").read_text()
     assert "400 places of questions of unseen templates" in card and "--texts 600" in card
+    for name in ("bridge", "projector"):
+        heads = SoundHeads.load(out.parent / weights_of(name).name)
+        assert heads.places == 20 and f"what {name} heard of sentences kept back" in printed
+        assert "words and sound: " in (out.parent / weights_of(name).with_suffix(".md").name).read_text()
+
+
+def test_too_little_to_keep_some_for_judging_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apps.train_sentence_end.heard_places", lambda *_: (_ for _ in ()).throw(ValueError("too few")))
+    for seed, name in enumerate(("read-0-000", "read-0-001", "unseen-0")):
+        save(tmp_path / f"{name}.npz", read(seed))
+    write(tmp_path, "bridge", 20, last=4, shards=1)
+    command = ["train", "sentence-end", "--texts", "400", "--conversations", "50", "--sentences", "20", "--work", str(tmp_path)]
+    assert main(command) == 2 and "give more --conversations" in capsys.readouterr().err
 
 
 def test_a_language_model_reads_each_text_once(edge_weights: dict[str, Path]) -> None:

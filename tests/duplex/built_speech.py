@@ -25,8 +25,7 @@ def utterance(rng: np.random.Generator, voice: str, least_s: float = 0.7, most_s
     samples = syllables(rng, 120 if voice == "low" else 210, length)
     places = (*(round(c * USER_RATE_HZ) for c in cuts), len(samples))
     said = (*(" ".join(["word"] * (i + 2)) + " the" for i in range(inner)), "these are all the words.")
-    heard = tuple((text, 0.5 if i == inner else 0.001) for i, text in enumerate(said))
-    return Utterance(voice, samples, places, said, (*([False] * inner), True), heard)
+    return Utterance(voice, samples, places, said, (*([False] * inner), True))
 
 
 def stock(seed: int = 0, count: int = 120) -> Stock:

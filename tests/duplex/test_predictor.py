@@ -96,24 +96,33 @@ def over(**changes: object) -> TickInput:
 def test_what_may_be_a_backchannel_is_not_taken_for_an_interruption() -> None:
     rules = RulePredictor()
     assert rules.tick(None, over()).yield_ >= 0.9
-    assert rules.tick(None, over(listening=0.3)).backchannel >= 0.9
-    assert rules.tick(None, over(listening=0.3, voiced=True, silence_s=0.0)).yield_ < 0.7
+    assert rules.tick(None, over(listening=0.5)).backchannel >= 0.9
+    assert rules.tick(None, over(listening=0.5, voiced=True, silence_s=0.0)).yield_ < 0.7
     for plainly in (
         {"transcript": "God is in the house"},  # too many words
         {"transcript": "Wait."},  # words that open interruptions
         {"voiced_s": 0.95},  # too long
-        {"listening": 0.04},  # too unlikely
+        {"listening": 0.35},  # too unlikely
         {"listening": None},  # not known
     ):
-        assert rules.tick(None, over(**{"listening": 0.3, **plainly})).yield_ >= 0.9
+        assert rules.tick(None, over(**{"listening": 0.5, **plainly})).yield_ >= 0.9
+
+
+def test_what_surely_asks_for_nothing_takes_no_floor_however_long() -> None:
+    rules = RulePredictor()
+    talk = {"transcript": "and then she said that it was late", "listening": 0.9}
+    assert rules.tick(None, over(**talk, voiced_s=3.0, voiced=True, silence_s=0.0)).yield_ < 0.7
+    assert rules.tick(None, over(**talk, voiced_s=3.0)).backchannel >= 0.9
+    assert rules.tick(None, over(**{**talk, "transcript": "Wait, what"}, voiced_s=3.0, voiced=True)).yield_ >= 0.9
+    assert rules.tick(None, over(**{**talk, "listening": 0.8}, voiced_s=3.0, voiced=True)).yield_ >= 0.9
 
 
 def test_words_that_can_hardly_be_a_listeners_take_the_floor_sooner() -> None:
     rules = RulePredictor()
-    said = over(voiced=True, silence_s=0.0, voiced_s=0.45, transcript="What about", listening=0.01)
+    said = over(voiced=True, silence_s=0.0, voiced_s=0.45, transcript="What about", listening=0.05)
     assert rules.tick(None, said).yield_ >= 0.9
     for changed in (
-        {"listening": 0.1},
+        {"listening": 0.2},
         {"listening": None},
         {"transcript": ""},
         {"transcript": "Yeah"},
@@ -128,6 +137,8 @@ def test_wrong_settings_say_what_to_change() -> None:
         RuleConfig(complete_s=2.0)
     with pytest.raises(ConfigError, match="plainly_s"):
         RuleConfig(plainly_s=0.7)
+    with pytest.raises(ConfigError, match="nothing_p"):
+        RuleConfig(nothing_p=0.2)
 
 
 @pytest.mark.parametrize(

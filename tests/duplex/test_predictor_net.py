@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from duplex.audio import TICK
 from duplex.errors import ConfigError, WeightsError
-from duplex.predictor import RulePredictor, TickInput
+from duplex.predictor import RulePredictor, TickInput, in_between
 from duplex.predictor_choice import PredictorConfig, choose_predictor
 from duplex.predictor_features import STATE, WORDS, FeatureState, Heard, sound_features, state_features
 from duplex.predictor_net import FloorNet, NetConfig
@@ -162,16 +162,27 @@ def test_a_sure_end_is_answered_soon_and_a_sure_pause_late() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sounds", "reads", "whole"), [(0.99, 0.99, 1.0), (0.99, 0.001, 0.0), (0.01, 0.99, 0.0), (0.99, None, 0.5)]
+    ("sounds", "reads", "whole"), [(0.99, 0.99, 1.0), (0.99, 0.5, 0.0), (0.5, 0.99, 0.0), (0.7, 0.7, 0.0), (0.99, None, 0.5)]
 )
-def test_network_and_words_may_have_to_agree(sounds: float, reads: float | None, whole: float) -> None:
-    config = TrainedConfig(agree="both", unread=0.5)
+def test_network_and_heads_may_have_to_agree(sounds: float, reads: float | None, whole: float) -> None:
+    config = TrainedConfig(agree="both", unread=0.5, surely=4.0, hardly=1.0)
     words = {"transcript": "How old are you?", "transcript_fresh": True, "sentence_ends": reads}
     predictor = TrainedPredictor(sure(sounds, 0.5), config=config)
-    expected = config.incomplete_s + whole * (config.complete_s - config.incomplete_s)
+    expected = in_between(whole, config.complete_s, config.incomplete_s)
     assert ready_after_s(predictor, **words) == pytest.approx(expected, abs=0.02)
     alone = TrainedPredictor(sure(sounds, 0.5))
     assert ready_after_s(alone, **words) == ready_after_s(alone)
+
+
+def test_the_surer_the_sooner() -> None:
+    waits = [in_between(whole, 0.25, 2.0) for whole in np.linspace(0, 1, 4)]
+    assert waits == pytest.approx([2.0, 1.0, 0.5, 0.25])
+
+
+@pytest.mark.parametrize("wrong", [{"surely": 1.0, "hardly": 1.0}, {"newest": 0}, {"complete_s": 3.0}])
+def test_wrong_settings_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        TrainedConfig(**wrong)  # type: ignore[arg-type]
 
 
 def test_before_anything_was_heard_it_waits_and_never_answers_a_voice() -> None:

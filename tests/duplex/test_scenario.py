@@ -11,7 +11,7 @@ from duplex import scenario_sounds
 from duplex.audio import TICK
 from duplex.scenario import KEEP, RESPOND, WAIT, YIELD, Scenario, ScenarioConfig, Stock
 from duplex.scenario_builder import Builder, trim
-from duplex.scenario_hearing import WordsConfig, hear, with_words
+from duplex.scenario_hearing import hear
 from duplex.scenario_probe import FEATURES, area, probe, silences
 from tests.duplex.built_speech import stock, utterance
 
@@ -157,25 +157,6 @@ def test_hearing_knows_voice_and_silence() -> None:
     assert heard[turn.start // TICK + 4].voiced
     after = heard[(turn.end + 6400) // TICK]
     assert not after.voiced and after.silence_s == pytest.approx(0.4, abs=0.12)
-
-
-def test_words_come_after_their_sound_and_only_in_silence() -> None:
-    config = WordsConfig(missing=0.0, endless=0.0)
-    for seed, built in enumerate(conversations(12)):
-        heard = with_words(built, hear(built, LoudIsVoice()), seed, config)
-        for event in (e for e in built.events if e.kind == "turn" and not built.speaking[e.end // TICK]):
-            told = [
-                tick for tick in range(event.end // TICK, built.ticks) if heard[tick].fresh and heard[tick].sentence_ends == 0.5
-            ]
-            if told and not any(built.speaking[event.end // TICK : told[0] + 1]):
-                assert (told[0] + 1) * TICK - event.end >= 0.2 * 16000
-        assert not any(tick.fresh and tick.voiced and not tick.agent_speaking for tick in heard)
-
-
-def test_words_may_be_missing_altogether() -> None:
-    built = conversations(3)[1]
-    heard = with_words(built, hear(built, LoudIsVoice()), 0, WordsConfig(missing=1.0))
-    assert not any(tick.transcript for tick in heard)
 
 
 def test_a_stock_of_one_voice_and_short_sentences_builds_too() -> None:

@@ -147,7 +147,7 @@ def listened_state(ears):
     window = ears.window(state)
     quiet = 32 + -(len(window.frames) + 32) % 16
     padded = np.concatenate([window.frames, np.full((quiet, 80), np.log10(POWER_FLOOR), np.float32)])
-    return ears._take(Taken(0, ears.net.open(), ears.search.open()), padded, 0)[1].search
+    return ears._take(Taken(0, ears.net.open(), ears.search.open(), ears._nothing), padded, 0)[1].search
 
 
 @pytest.mark.parametrize("wrong", [{"keep_s": 40}, {"end_silence_s": 3}, {"end_silence_s": 0.2}, {"snap": 2}])
