@@ -182,7 +182,7 @@ def draw(curves: dict[str, list[Point]], file: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, points in curves.items():
-        axes.step([p.delay_s for p in points], [100 * p.cut_off for p in points], where="post", label=name)
+        axes.step([p.delay_s for p in points], [100 * p.cut_off for p in points], where="pre", label=name)  # delays fall
     axes.set(xlabel="mean silence after the end of a turn (s)", ylabel="turns cut off (%)", xlim=(0, 2), ylim=(0, 50))
     axes.grid(alpha=0.3)
     axes.legend()
