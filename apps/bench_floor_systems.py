@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from apps.floor_listening import Known, last_seconds
+from apps.floor_listening import Known
 from duplex import turn_signals as signals
 from duplex.audio import TICK, Samples, seconds, user_samples
 from duplex.floor_scores import OverlapRun, TurnRun, turn_span
@@ -199,6 +199,13 @@ class SmartTurn:
     def overlap(self, scenario: Scenario, ticks: Sequence[Known]) -> Reaction:
         """See System."""
         return _long_voice(scenario, self.voices(scenario.user), 0.2)
+
+
+def last_seconds(samples: np.ndarray, end: int, seconds_: float) -> np.ndarray:
+    """The newest samples before `end`, zeros in front of the beginning."""
+    count = user_samples(seconds_)
+    part = samples[max(end - count, 0) : end]
+    return np.concatenate([np.zeros(count - len(part), np.float32), part])
 
 
 def smart_turn_file() -> Path | None:

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-import numpy as np
-
 from agent.session import SessionConfig
 from agent.tick import TickSound
 from agent.user_turn import UserTurn
@@ -203,10 +201,3 @@ class _Listening:
             return Known(heard, None, changes)
         known = self.sound.known(self.turn, voiced, last, self.now, overlap=self.speaking)
         return Known(heard, known, changes, self.turn.transcript, self.turn.ends is not None)
-
-
-def last_seconds(samples: np.ndarray, end: int, seconds_: float) -> np.ndarray:
-    """The newest samples before `end`, zeros in front of the beginning."""
-    count = user_samples(seconds_)
-    part = samples[max(end - count, 0) : end]
-    return np.concatenate([np.zeros(count - len(part), np.float32), part])

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.train_listened import Listened, Reading
-from duplex.audio import user_samples
+from duplex.audio import TICK, user_samples
 from duplex.scenario import Event
 from encoders.sound_heads import newest
 from encoders.sound_heads_training import HeardPlaces, Places, Sounds
@@ -104,5 +104,5 @@ def _near(event: Event, reading: Reading) -> bool:
 
 def _speaking(one: Listened, at: int) -> bool:
     """Whether the agent speaks then."""
-    tick = min(at // 1280, len(one.ticks) - 1)
+    tick = min(at // TICK, len(one.ticks) - 1)
     return bool(one.ticks[tick, 3])

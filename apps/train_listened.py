@@ -156,9 +156,8 @@ def _of_cast(args: argparse.Namespace, work: Path, heard_by: str, cast: str, wai
     missing = [index for index, file in enumerate(files) if not file.exists()]
     if not missing:
         return files
-    judge = (
-        ["ears.judge_weight=0"] if heard_by == "projector" else []
-    )  # of noise there is much to judge, which takes most of the time
+    # of noise there is much to judge, which would take most of the time
+    judge = ["ears.judge_weight=0"] if heard_by == "projector" else []
     profile = load_profile("edge", [f"input={heard_by}", "ears.heads=false", *judge, *WITHOUT])
     wait()
     parts = build_parts(profile)

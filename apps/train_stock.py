@@ -97,7 +97,7 @@ def make_stock(which: Set, voices: Sequence[Voice], folder: Path, tell: Progress
     folder.mkdir(parents=True, exist_ok=True)
     stock = Stock([], [], [], [])
     for seed, voice in enumerate(voices):
-        file = folder / f"{which}-{voice.name}-{voice.count}-{_texts_digest(which)}-unread.npz"
+        file = folder / f"{which}-{voice.name}-{voice.count}-{_texts_digest(which)}.npz"
         if not file.exists():
             tell(f"{voice.name} speaks {voice.count} sentences")
             _save(file, _speak_all(which, voice, seed))

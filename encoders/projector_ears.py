@@ -155,7 +155,7 @@ class ProjectorEars:
         self.search = WordSearch(lexicon, ngrams, self.config.search)
         self._encode, self._embed = lru_cache(4096)(encode), embed
         self._judge = judge if self.config.judge_weight > 0 else None
-        self._heads = heads if self.config.heads else None
+        self._heads = heads
         self._rows = lru_cache(4096)(self._embedded)
         self._light = False
         self._openers = [i for i, word in enumerate(lexicon.words) if word.lower() in LISTENING_OPENERS]

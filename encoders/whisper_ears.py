@@ -107,7 +107,7 @@ class WhisperEars:
         """heads: tell whether the turn is over, and who only listens; None where nothing was taught that."""
         self.model = model
         self.config = config or EarsConfig()
-        self._heads = heads if self.config.heads else None
+        self._heads = heads
 
     @classmethod
     def load(

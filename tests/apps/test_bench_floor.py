@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from apps.bench_floor import _delays, _setting, _table, draw
-from apps.bench_floor_systems import Ours, Silence, overlap_run, silero, smart_turn_file
-from apps.floor_listening import Known, Took, last_seconds, listen
+from apps.bench_floor_systems import Ours, Silence, last_seconds, overlap_run, silero, smart_turn_file
+from apps.floor_listening import Known, Took, listen
 from duplex.audio import user_samples
 from duplex.floor_scores import curve, floor_scores
 from duplex.predictor import Ending, RulePredictor
