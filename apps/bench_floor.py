@@ -1,4 +1,4 @@
-"""`duologue bench floor`: turn-taking on built conversations in voices that no part was trained on, beside what users would otherwise use.
+"""`duologue bench floor`: turn-taking on built conversations of people and voices unheard in any training, beside what is used otherwise.
 
 Every system hears the same sound in the same run. The measures are in duplex.floor_scores; docs/floor.md says how to read them.
 """
@@ -18,8 +18,10 @@ from agent import weight_cache
 from agent.build import session_config
 from agent.parts import Parts
 from agent.profiles import Profile
+from apps import recorded_lines
 from apps.bench_floor_systems import Ours, Silence, SmartTurn, System, overlap_run, silero, smart_turn_file, webrtc
 from apps.floor_listening import Took, listen
+from apps.train_people import make_people
 from apps.train_stock import WordsReader, bench_voices, make_stock
 from duplex.errors import ConfigError
 from duplex.floor_scores import FloorScores, Point, TurnRun, curve, delay_at, floor_scores
@@ -27,12 +29,13 @@ from duplex.predictor import RulePredictor
 from duplex.predictor_choice import PredictorConfig
 from duplex.predictor_features import Heard
 from duplex.predictor_trained import WEIGHTS, TrainedPredictor
-from duplex.scenario import Kind, ScenarioConfig
+from duplex.scenario import Kind, ScenarioConfig, Stock
 from duplex.scenario_builder import Builder
 from duplex.scenario_probe import probe
 from duplex.vad import Vad
 
 OVER: tuple[Kind, ...] = ("interruption", "backchannel", "noise", "side_talk")
+PEOPLE, SYNTHETIC = "recorded people", "flite's slt and rms"
 CUT_OFFS = (0.02, 0.05, 0.10, 0.20)
 
 
@@ -40,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of this measurement."""
     parser.add_argument("--turns", type=int, default=120, help="user turns, half of them with pauses (default: 120)")
     parser.add_argument("--overlaps", type=int, default=120, help="sounds over the agent's voice (default: 120)")
+    parser.add_argument("--who", choices=("both", "people", "synthetic"), default="both", help="who speaks (default: both)")
     parser.add_argument("--predictor", type=Path, default=WEIGHTS, help="the trained predictor's weights")
     parser.add_argument("--plot", type=Path, default=None, metavar="PNG", help="also draw false cut-offs against delay")
     parser.add_argument("--wait-while", type=Path, default=None, metavar="FILE", help="pause as long as this file exists")
@@ -56,46 +60,64 @@ def run_floor(profile: Profile, parts: Parts, args: argparse.Namespace) -> list[
         while args.wait_while is not None and args.wait_while.exists():
             time.sleep(1.0)
 
-    stock = make_stock("bench", bench_voices(48), weight_cache.home() / "bench-floor", print)
     systems, notes = _systems(parts.vad, args.predictor, profile.section("predictor", PredictorConfig))
     config, took = session_config(profile), Took()
     reader = WordsReader(parts, config.response.system_prompt)
-    builder = Builder(stock, ScenarioConfig())
-    turns: dict[str, list[TurnRun]] = {system.name: [] for system in systems}
-    for seed in range(args.turns):
-        wait()
-        scenario = builder.turn(seed, 0 if seed % 2 else 1 + seed // 2 % 2)
-        ticks = listen(scenario, parts.vad, reader, took, config)
-        for system in systems:
-            turns[system.name].append(system.turn(scenario, ticks))
-    overlaps: dict[str, list[Any]] = {system.name: [] for system in systems}
-    for seed in range(args.overlaps):
-        wait()
-        kind = OVER[seed % 4]
-        scenario = builder.overlap(10_000 + seed, kind)
-        ticks = listen(scenario, parts.vad, reader, took, config)
-        for system in systems:
-            overlaps[system.name].append(overlap_run(system, kind, scenario, ticks))
-    lines = [
-        f"{args.turns} turns, half of them with one or two pauses of 0.3 to 2 s, and {args.overlaps} sounds over the agent's voice; "
-        "voices slt and rms, rooms, noise of 5 to 30 dB",
-        f"silence alone tells a turn's end from a pause with an AUC of {probe([builder.conversation(s) for s in range(80)]):.2f} "
-        "(0.5 is chance)",
+    lines, curves = list[str](), dict[str, dict[str, list[Point]]]()
+    for who, stock in _stocks(args.who, notes).items():
+        builder = Builder(stock, ScenarioConfig())
+        turns: dict[str, list[TurnRun]] = {system.name: [] for system in systems}
+        for seed in range(args.turns):
+            wait()
+            scenario = builder.turn(seed, 0 if seed % 2 else 1 + seed // 2 % 2)
+            ticks = listen(scenario, parts.vad, reader, took, config)
+            for system in systems:
+                turns[system.name].append(system.turn(scenario, ticks))
+        overlaps: dict[str, list[Any]] = {system.name: [] for system in systems}
+        for seed in range(args.overlaps):
+            wait()
+            kind = OVER[seed % 4]
+            scenario = builder.overlap(10_000 + seed, kind)
+            ticks = listen(scenario, parts.vad, reader, took, config)
+            for system in systems:
+                overlaps[system.name].append(overlap_run(system, kind, scenario, ticks))
+        curves[who] = {name: curve(runs) for name, runs in turns.items() if name != "network, overlaps too"}
+        lines += [
+            f"{who}: {args.turns} turns, half of them with one or two pauses of 0.3 to 2 s, and {args.overlaps} sounds over the agent's "
+            "voice; rooms, noise of 5 to 30 dB",
+            f"silence alone tells a turn's end from a pause with an AUC of {probe([builder.conversation(s) for s in range(80)]):.2f} "
+            "(0.5 is chance)",
+            "",
+            *_table({name: floor_scores(turns[name], overlaps[name]) for name in turns}),
+            "",
+            *_delays(curves[who]),
+            "",
+            *(f"{name} at 10 % cut off: {_setting(points)}" for name, points in curves[who].items()),
+            "",
+        ]
+    lines += [
         f"words were known {_spread(took.heard_s)} after they were asked for, and read {_spread(took.was_read_s)} later",
         *notes,
-        "",
-        *_table({name: floor_scores(turns[name], overlaps[name]) for name in turns}),
-        "",
     ]
-    curves = {name: curve(runs) for name, runs in turns.items() if name != "network, overlaps too"}
-    lines += _delays(curves)
-    lines += ["", *(f"{name} at 10 % cut off: {_setting(points)}" for name, points in curves.items())]
     trained = next((s.predictor for s in systems if isinstance(s, Ours) and isinstance(s.predictor, TrainedPredictor)), None)
     if trained is not None:
-        lines += ["", _speed(trained)]
+        lines.append(_speed(trained))
     if args.plot is not None:
         draw(curves, args.plot)
     return lines
+
+
+def _stocks(who: str, notes: list[str]) -> dict[str, Stock]:
+    """Who speaks -> what they say. Notes tell what is not here. Raises InputError without flite, or people where nobody else is wanted."""
+    folder, found = weight_cache.home() / "bench-floor", dict[str, Stock]()
+    if who != "synthetic":
+        if who == "people" or recorded_lines.installed("bench"):
+            found[PEOPLE] = make_people("bench", folder, print)
+        else:
+            notes.append(f"recorded people are not installed and were left out: apt install {recorded_lines.PACKAGES['bench']}")
+    if who != "people":
+        found[SYNTHETIC] = make_stock("bench", bench_voices(48), folder, print)
+    return found
 
 
 def _systems(vad: Vad, weights: Path, config: PredictorConfig) -> tuple[list[System], list[str]]:
@@ -175,15 +197,17 @@ def _speed(predictor: TrainedPredictor) -> str:
     return f"a tick of the trained predictor: median {np.median(took[50:]):.2f}, p99 {np.percentile(took[50:], 99):.2f} ms of one thread"
 
 
-def draw(curves: dict[str, list[Point]], file: Path) -> None:
-    """False cut-offs against delay, one line per system, as a picture."""
+def draw(curves: dict[str, dict[str, list[Point]]], file: Path) -> None:
+    """False cut-offs against delay, one line per system, as a picture; side by side, who speaks."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for name, points in curves.items():
-        axes.step([p.delay_s for p in points], [100 * p.cut_off for p in points], where="pre", label=name)  # delays fall
-    axes.set(xlabel="mean silence after the end of a turn (s)", ylabel="turns cut off (%)", xlim=(0, 2), ylim=(0, 50))
-    axes.grid(alpha=0.3)
+    figure = Figure(figsize=(7 * len(curves), 4.5), layout="constrained")
+    for axes, (who, systems) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        for name, points in systems.items():
+            axes.step([p.delay_s for p in points], [100 * p.cut_off for p in points], where="pre", label=name)  # delays fall
+        axes.set(
+            title=who, xlabel="mean silence after the end of a turn (s)", ylabel="turns cut off (%)", xlim=(0, 2), ylim=(0, 50)
+        )
+        axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=130)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from duplex.scenario import Event
 from encoders.sound_heads import newest
 from encoders.sound_heads_training import HeardPlaces, Places, Sounds
 
+FOLDS = 2
 HELD_EVERY = 12
 """One sentence, or sound, in so many is kept for judging, by its words."""
 AFTER_S = 1.0
@@ -46,14 +48,17 @@ class _Rows:
         return Sounds(np.stack(self.frames), last, np.array(self.yes, bool))
 
 
-def heard_places(conversations: Iterable[Listened], places: int) -> tuple[HeardPlaces, HeardPlaces]:
-    """What is learnt from and what is kept back; places: states of a sound. Raises ValueError where something never occurs."""
+def heard_places(conversations: Iterable[Listened], places: int, without: int | None = None) -> tuple[HeardPlaces, HeardPlaces]:
+    """What is learnt from and what is kept back. Raises ValueError where something never occurs.
+
+    places: states of a sound. without: the fold whose sentences are not learnt from.
+    """
     over, listening = (_Rows(), _Rows()), (_Rows(), _Rows())
     for one in conversations:
-        for text, reading, yes in silences(one):
-            over[_held(text)].add(reading, yes, places)
-        for text, reading, yes in sounds_over(one):
-            listening[_held(text)].add(reading, yes, places)
+        for rows, found in ((over, silences(one)), (listening, sounds_over(one))):
+            for text, reading, yes in found:
+                if _held(text) or fold_of(text) != without:
+                    rows[_held(text)].add(reading, yes, places)
     if not all(rows.yes for rows in (*over, *listening)):
         raise ValueError("there are too few conversations to keep some for judging")
     learnt, held = (
@@ -65,6 +70,25 @@ def heard_places(conversations: Iterable[Listened], places: int) -> tuple[HeardP
 
 def _held(text: str) -> int:
     return int(int(hashlib.sha256(text.encode()).hexdigest(), 16) % HELD_EVERY == 0)
+
+
+def fold_of(text: str) -> int:
+    """Of a sentence, or sound: what heads make of it that were not taught on its fold is as good as what they make of new ones."""
+    return int(hashlib.sha256(f"fold {text}".encode()).hexdigest(), 16) % FOLDS
+
+
+def fold_file(work: Path, fold: int, name: str) -> Path:
+    """Where a head is kept that was taught on the other folds. name: `words` (on the LLM's states), or whose recogniser's states."""
+    return work / f"heads-{fold}-{name}.safetensors"
+
+
+def texts(one: Listened) -> list[str]:
+    """For each reading the words of the turn, or sound, that it belongs to: those with which `silences` and `sounds_over` tell it."""
+    whole = [event for event in one.events if event.kind != "pause"]
+    return [
+        next((e.said or str(one.seed) for e in whole if r.end <= e.end + user_samples(AFTER_S)), str(one.seed))
+        for r in one.readings
+    ]
 
 
 def silences(one: Listened) -> Iterator[tuple[str, Reading, bool]]:

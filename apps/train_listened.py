@@ -22,24 +22,29 @@ from numpy.typing import NDArray
 
 from agent import weight_cache, weights
 from agent.build import build_parts, session_config
-from agent.profiles import load_profile
+from agent.profiles import Profile, load_profile
 from apps.floor_listening import Known, Took, listen
-from apps.train_speech import need_espeak
+from apps.recorded_lines import need as need_people
+from apps.train_people import make_people
+from apps.train_speech import need_espeak, need_flite
 from apps.train_stock import WordsReader, make_stock, more_training_voices, training_voices
 from duplex.predictor_features import Heard
-from duplex.scenario import Event, Scenario, ScenarioConfig
-from duplex.scenario_builder import Builder
+from duplex.scenario import Event, Scenario, ScenarioConfig, Stock
+from duplex.scenario_builder import Builder, draw_pauses
 from encoders.ears import SoundStates
 
 SHARD = 50  # conversations per file
 SHARES = {"bridge": 1.0, "projector": 0.25}
 """Of the conversations that each input hears; the projector takes twice as long."""
-CASTS = {"": 1.0, "-more": 1 / 3}
-"""Who speaks: the training's voices, and for so many conversations and sentences more others."""
+CASTS = {"": 1.0, "-more": 1 / 3, "-people": 0.75, "-turns": 1.5}
+"""Who speaks: the training's voices; for so many conversations and sentences more others; for so many conversations, and turns, people."""
+FIRST_SEEDS = {"": 0, "-more": 500_000, "-people": 250_000, "-turns": 750_000}
 WITHOUT = ("thinker.chat.sentence_end=odds", "predictor.kind=rules")
 """Settings of the agent that hears and reads before what is taught here is there."""
 OVERLAPS = ("interruption", "backchannel", "interruption", "backchannel", "noise", "side_talk")
 """What happens over the agent's voice in every third conversation, in turn; the others are whole exchanges."""
+TURN_AFTER_S = 1.2
+"""Of silence behind a turn by itself."""
 HEAR_S, READ_S = (0.03, 0.3), (0.02, 0.15)
 """How long the work takes, drawn for each conversation, so that no machine's speed is learnt."""
 
@@ -117,8 +122,10 @@ def noted(seed: int, scenario: Scenario, ticks: Sequence[Known], states: dict[st
     )
 
 
-def scenario_of(builder: Builder, seed: int, place: int) -> Scenario:
+def scenario_of(builder: Builder, seed: int, place: int, cast: str = "") -> Scenario:
     """The conversation of a seed; place: its number."""
+    if cast == "-turns":
+        return builder.turn(seed, draw_pauses(np.random.default_rng((seed, 7))), TURN_AFTER_S)
     if place % 3 == 2:
         return builder.overlap(seed, OVERLAPS[place // 3 % len(OVERLAPS)])  # type: ignore[arg-type]
     return builder.conversation(seed)
@@ -133,8 +140,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def cost(args: argparse.Namespace, inputs: Iterable[str]) -> str:
     """What making them will cost, as a sentence."""
     seconds_each = {"bridge": 1.4, "projector": 2.8}
-    heard = sum(SHARES[name] for name in inputs) * args.conversations * sum(CASTS.values())
-    minutes = sum(seconds_each[name] * SHARES[name] for name in inputs) * args.conversations * sum(CASTS.values()) / 60
+    weight = sum(share * (1 / 3 if cast == "-turns" else 1.0) for cast, share in CASTS.items())
+    heard = sum(SHARES[name] for name in inputs) * args.conversations * weight
+    minutes = sum(seconds_each[name] * SHARES[name] for name in inputs) * args.conversations * weight / 60
     return (
         f"{args.conversations} conversations: about {args.sentences * 0.3 / 60:.0f} min of speaking and {minutes:.0f} min of hearing on "
         f"one thread, {0.2 * args.sentences + 1.5 * heard:.0f} MB on disk; what is there is not made again."
@@ -150,9 +158,22 @@ def shards(args: argparse.Namespace, work: Path, heard_by: str, wait: Callable[[
     return [file for cast in CASTS for file in _of_cast(args, work, heard_by, cast, wait)]
 
 
-def _of_cast(args: argparse.Namespace, work: Path, heard_by: str, cast: str, wait: Callable[[], None]) -> list[Path]:
+def need_speakers(args: argparse.Namespace, work: Path, inputs: Iterable[str]) -> None:
+    """Raises InputError where a voice is not installed whose conversations are not there."""
+    needs: dict[str, Callable[[], None]] = {"": need_flite, "-more": need_espeak}
+    for cast in CASTS:
+        if not all(file.exists() for name in inputs for file in files_of(args, work, name, cast)):
+            needs.get(cast, lambda: need_people("training"))()
+
+
+def files_of(args: argparse.Namespace, work: Path, heard_by: str, cast: str) -> list[Path]:
+    """Where the conversations of a cast are kept."""
     count = max(round(args.conversations * SHARES[heard_by] * CASTS[cast]) // SHARD, 1)
-    files = [work / f"heard-{heard_by}{cast}-{args.sentences}-{args.seed}-{index:03}.npz" for index in range(count)]
+    return [work / f"heard-{heard_by}{cast}-{args.sentences}-{args.seed}-{index:03}.npz" for index in range(count)]
+
+
+def _of_cast(args: argparse.Namespace, work: Path, heard_by: str, cast: str, wait: Callable[[], None]) -> list[Path]:
+    files = files_of(args, work, heard_by, cast)
     missing = [index for index, file in enumerate(files) if not file.exists()]
     if not missing:
         return files
@@ -162,13 +183,7 @@ def _of_cast(args: argparse.Namespace, work: Path, heard_by: str, cast: str, wai
     wait()
     parts = build_parts(profile)
     torch.set_num_threads(1)
-    where = weights.locate(profile)
-    if cast:
-        need_espeak()
-        voices = more_training_voices(max(round(args.sentences * CASTS[cast]), 10))
-    else:
-        voices = training_voices(args.sentences, where["vits-joe-split"], where["vits-joe-config"])
-    stock = make_stock("training", voices, work / "stock", lambda text: print(text, flush=True))
+    stock = _stock(args, work / "stock", cast, profile)
     config = session_config(profile)
     reader = WordsReader(parts, config.response.system_prompt)
     began = time.monotonic()
@@ -176,16 +191,32 @@ def _of_cast(args: argparse.Namespace, work: Path, heard_by: str, cast: str, wai
         made = []
         for place in range(index * SHARD, (index + 1) * SHARD):
             wait()
-            seed = args.seed * 1_000_000 + place + (500_000 if cast else 0)
-            scenario = scenario_of(Builder(stock, ScenarioConfig(clean=place % 8 == 0)), seed, place)
+            seed = args.seed * 1_000_000 + place + FIRST_SEEDS[cast]
+            scenario = scenario_of(Builder(stock, ScenarioConfig(clean=place % 8 == 0)), seed, place, cast)
             reader.states.clear()
             made.append(noted(seed, scenario, listen(scenario, parts.vad, reader, _took(seed), config), reader.states))
         save(files[index], made)
         left = (time.monotonic() - began) / (done + 1) * (len(missing) - done - 1)
         print(
-            f"{heard_by}{cast} heard {(index + 1) * SHARD} of {count * SHARD} conversations, {left / 60:.0f} min left", flush=True
+            f"{heard_by}{cast} heard {(index + 1) * SHARD} of {len(files) * SHARD} conversations, {left / 60:.0f} min left",
+            flush=True,
         )
     return files
+
+
+def _stock(args: argparse.Namespace, folder: Path, cast: str, profile: Profile) -> Stock:
+    """What they say."""
+
+    def tell(text: str) -> None:
+        print(text, flush=True)
+
+    if cast in ("-people", "-turns"):
+        return make_people("training", folder, tell)
+    if cast == "-more":
+        return make_stock("training", more_training_voices(max(round(args.sentences * CASTS[cast]), 10)), folder, tell)
+    where = weights.locate(profile)
+    voices = training_voices(args.sentences, where["vits-joe-split"], where["vits-joe-config"])
+    return make_stock("training", voices, folder, tell)
 
 
 def _took(seed: int) -> Took:

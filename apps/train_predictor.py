@@ -1,6 +1,6 @@
 """`duologue train predictor`: listens to its own conversations, learns from them, and writes weights and a model card.
 
-    conversations as the agent heard them (apps.train_listened)  ->  what the heads make of them  ->  network  ->  weights, card
+    conversations as the agent heard them (apps.train_listened)  ->  what heads make of them that never heard them  ->  network  ->  weights
 
 Each stage leaves its result in the work folder and is skipped when that is there, so the command may be stopped at any time and run
 again; `train sentence-end`, whose heads are needed, uses the same conversations. flite's voices `slt` and `rms` are the bench's and are
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from apps import train_listened
+from apps.train_heads import FOLDS, fold_file, fold_of, texts
 from apps.train_listened import SHARD, Listened
 from apps.train_speech import need_flite
 from duplex.errors import ConfigError, OutputError
@@ -26,7 +28,7 @@ from duplex.predictor_net import FloorNet, NetConfig
 from duplex.predictor_sentence_end import SentenceEnd
 from duplex.predictor_trained import WEIGHTS, TrainedPredictor
 from duplex.predictor_training import Examples, Judgement, Progress, TrainingConfig, examples, judge, train
-from encoders.sound_heads import SoundHeads, weights_of
+from encoders.sound_heads import SoundHeads
 
 HEARD_BY = ("bridge", "projector")
 HELD = 0.08  # share of conversations kept for judging
@@ -64,9 +66,10 @@ def run_training(args: argparse.Namespace) -> int:
     waiter = Waiter(args.wait_while)
     try:
         work.mkdir(parents=True, exist_ok=True)
-        words, sounds = SentenceEnd.load(), {name: SoundHeads.load(weights_of(name)) for name in HEARD_BY}
+        train_listened.need_speakers(args, work, HEARD_BY)
+        heads = {name: _fold_heads(work, name) for name in HEARD_BY}
         data = [
-            _examples(one, words, sounds[name])
+            _examples(one, heads[name])
             for name in HEARD_BY
             for file in train_listened.shards(args, work, name, waiter)
             for one in train_listened.load(file)
@@ -99,14 +102,29 @@ class Waiter:
             time.sleep(1.0)
 
 
-def _examples(one: Listened, words: SentenceEnd, sounds: SoundHeads) -> Examples:
-    """A conversation as tensors; in some of them no words are known, or nobody says how likely a sentence ends."""
+def _fold_heads(work: Path, heard_by: str) -> list[tuple[SentenceEnd, SoundHeads]]:
+    """For each fold those that were not taught on it. Raises ConfigError where `train sentence-end` did not leave them."""
+    if not all(fold_file(work, fold, name).is_file() for fold in range(FOLDS) for name in ("words", heard_by)):
+        raise ConfigError(
+            f"The heads whose odds the predictor learns from are not in {work}; run `duologue train sentence-end` first."
+        )
+    return [
+        (SentenceEnd.load(fold_file(work, fold, "words")), SoundHeads.load(fold_file(work, fold, heard_by)))
+        for fold in range(FOLDS)
+    ]
+
+
+def _examples(one: Listened, heads: Sequence[tuple[SentenceEnd, SoundHeads]]) -> Examples:
+    """A conversation as tensors; in some of them no words are known, or nobody says how likely a sentence ends. heads: of each fold."""
     rng = np.random.default_rng((one.seed, 1))
     wordless, endless = rng.random() < MISSING, rng.random() < ENDLESS
-    told = [(None, None) if r.states is None else sounds.tell(r.states) for r in one.readings]
+    of_fold = [heads[fold_of(text)] for text in texts(one)]
+    told = [
+        (None, None) if r.states is None else sounds.tell(r.states) for r, (_, sounds) in zip(one.readings, of_fold, strict=True)
+    ]
     ends = [
         None if r.state is None else Ending(words.probability(torch.from_numpy(r.state)), learnt=True).heard(over)
-        for r, (over, _) in zip(one.readings, told, strict=True)
+        for r, (words, _), (over, _) in zip(one.readings, of_fold, told, strict=True)
     ]
     ticks = []
     for tick, index in enumerate(one.reading):
@@ -132,13 +150,14 @@ keep-through-backchannel, every 80 ms.
 * Made by: `duologue train predictor --conversations {args.conversations} --sentences {args.sentences} --epochs {args.epochs}
   --seed {args.seed}`
 * Data: {count} built conversations ({ticks * 0.08 / 3600:.1f} h), {HELD:.0%} of them kept back; spoken by flite's voices awb and
-  kal16, as they are and high, by three of espeak-ng's and by the VITS voice "joe" in two manners, with rooms, noise, telephone, echo
-  residue, other voices and sounds. flite's slt and rms were never heard.
+  kal16, as they are and high, by three of espeak-ng's and by the VITS voice "joe" in two manners, and by people: actors of the games
+  "Flight of the Amazon Queen" and "Drascula", with their own silences made longer; with rooms, noise, telephone, echo residue, other
+  voices and sounds. flite's slt and rms and the actors of "Beneath a Steel Sky" were never heard.
   The words are those that Whisper tiny.en or the input projector made of it, the odds of a turn's end and of who only listens those of the
-  heads on their states and on Qwen2.5-Coder-0.5B's (`duologue train sentence-end`).
+  heads on their states and on Qwen2.5-Coder-0.5B's (`duologue train sentence-end`) that were not taught on the sentence.
 * Kept-back conversations of the same voices: turn ends against pauses {found.turn_end_auc:.3f}, interruptions against other sounds
   {found.interruption_auc:.3f} (area under the curve over all ticks). Figures on voices never heard: `duologue bench floor`, docs/floor.md.
-* Limits: English, synthetic voices only, invented sentences. Of real conversations it has heard none.
+* Limits: English; people, but acting. Of real conversations it has heard none.
 * Licence: Apache-2.0 for the weights. The voice "joe" was fine-tuned by its publisher from "lessac", whose Blizzard 2013 data has terms of
-  its own; flite's voices are free for any use.
+  its own; flite's voices are free for any use, and the games may be used, changed and given away, but not sold by themselves.
 """

@@ -28,7 +28,7 @@ from agent.chat_template import Message
 from agent.profiles import load_profile
 from apps import train_listened
 from apps.train_corpus_questions import questions
-from apps.train_heads import heard_places
+from apps.train_heads import FOLDS, fold_file, heard_places
 from apps.train_projector_texts import templates, tidy
 from duplex.errors import ConfigError, OutputError
 from duplex.predictor_sentence_end import WEIGHTS
@@ -75,7 +75,8 @@ def run_training(args: argparse.Namespace) -> int:
         raise ConfigError(f"Train on at least {2 * SHARD} texts for 1 epoch.")
     print(
         f"{args.texts} sentences: about {args.texts * 0.12 / 60:.0f} min of reading on one thread (three times that on an old CPU), "
-        f"{args.texts * 0.018:.0f} MB on disk. {train_listened.cost(args, INPUTS)} Then 3 min of learning. It may be stopped and run again."
+        f"{args.texts * 0.018:.0f} MB on disk. {train_listened.cost(args, INPUTS)} Then 10 min of learning. "
+        "It may be stopped and run again."
     )
     if args.dry_run:
         return 0
@@ -83,18 +84,16 @@ def run_training(args: argparse.Namespace) -> int:
     work = train_listened.work_folder(args)
     try:
         work.mkdir(parents=True, exist_ok=True)
+        train_listened.need_speakers(args, work, INPUTS)
         read = _read_all(args, work)
         count = max(round(len(read) * HELD), 1)
         learnt, held, unseen = _joined(read[count:-1]), _joined(read[:count]), read[-1]
-        heard, back = {}, {}
-        for name, places in INPUTS.items():
-            files = train_listened.shards(args, work, name, train_listened.never)
-            heard[name], back[name] = heard_places((one for file in files for one in train_listened.load(file)), places)
-            print(
-                f"{name}: {len(heard[name].over)} silences, {len(heard[name].listening)} sounds over the agent's voice", flush=True
-            )
+        heard, back = _heard(args, work)
+        for name, one in heard.items():
+            print(f"{name}: {len(one.over)} silences, {len(one.listening)} sounds over the agent's voice", flush=True)
         config = HeadTraining(epochs=args.epochs, seed=args.seed)
         heads, curve = train_heads(learnt.places, heard, held.places, back, config, _tell)
+        _folds(args, work, learnt.places, held.places, config)
         heads.words.save(args.out)
         for name, sounds in heads.sounds.items():
             sounds.save(args.sounds / weights_of(name).name)
@@ -124,6 +123,28 @@ def run_training(args: argparse.Namespace) -> int:
         raise ConfigError(f"Nothing can be learnt from that: {error}; give more --conversations.") from error
     print(f"wrote {args.out} and {args.sounds}; `duologue bench floor` tells what they are worth")
     return 0
+
+
+def _folds(args: argparse.Namespace, work: Path, learnt: Places, held: Places, config: HeadTraining) -> None:
+    """For `train predictor`: heads that were not taught on what they tell of, so that it learns how far heads can be believed."""
+    for fold in range(FOLDS):
+        print(f"heads that never heard some of the sentences, for what they make of these ({fold + 1} of {FOLDS})", flush=True)
+        heard, back = _heard(args, work, fold)
+        heads, _ = train_heads(learnt, heard, held, back, config, _tell)
+        heads.words.save(fold_file(work, fold, "words"))
+        for name, sounds in heads.sounds.items():
+            sounds.save(fold_file(work, fold, name))
+
+
+def _heard(
+    args: argparse.Namespace, work: Path, without: int | None = None
+) -> tuple[dict[str, HeardPlaces], dict[str, HeardPlaces]]:
+    """What each recogniser heard: to be learnt from, and kept back."""
+    heard, back = dict[str, HeardPlaces](), dict[str, HeardPlaces]()
+    for name, places in INPUTS.items():
+        files = train_listened.shards(args, work, name, train_listened.never)
+        heard[name], back[name] = heard_places((one for file in files for one in train_listened.load(file)), places, without)
+    return heard, back
 
 
 def said(count: int, seed: int) -> list[str]:
@@ -256,12 +277,13 @@ Two heads on what the {layers} made of the newest 1.5 s, fp16; `encoders/sound_h
 
 * Made by: `{_command(args)}` on a CPU
 * Data: {len(heard.over):,} silences and {len(heard.listening):,} sounds over the agent's voice in built conversations: flite's voices
-  awb and kal16, as they are and high, three of espeak-ng's and the VITS voice "joe" in two manners, with rooms, noise, telephone, echo
-  residue, other voices and sounds. flite's slt and rms were never heard.
+  awb and kal16, as they are and high, three of espeak-ng's and the VITS voice "joe" in two manners, and people: what actors say in
+  "Flight of the Amazon Queen" and "Drascula", with their own silences made longer; with rooms, noise, telephone, echo residue, other
+  voices and sounds. flite's slt and rms and the actors of "Beneath a Steel Sky" were never heard.
 * Told apart (area under the curve) on {len(back.over):,} silences and {len(back.listening):,} sounds with other words than those learnt
   from:
 {figures}
-* Limits: English, synthetic voices only, invented sentences. Of real conversations it has heard none.
+* Limits: English; people, but acting. Of real conversations it has heard none.
 * Licence: Apache-2.0 for the weights; the voices' terms are told in `duplex/weights/predictor.md`.
 """
 

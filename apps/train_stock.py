@@ -100,8 +100,8 @@ def make_stock(which: Set, voices: Sequence[Voice], folder: Path, tell: Progress
         file = folder / f"{which}-{voice.name}-{voice.count}-{_texts_digest(which)}.npz"
         if not file.exists():
             tell(f"{voice.name} speaks {voice.count} sentences")
-            _save(file, _speak_all(which, voice, seed))
-        for kind, utterances in _load(file).items():
+            save_utterances(file, _speak_all(which, voice, seed))
+        for kind, utterances in load_utterances(file).items():
             getattr(stock, kind).extend(utterances)
     return stock
 
@@ -129,7 +129,8 @@ def _speak_all(which: Set, voice: Voice, seed: int) -> dict[str, list[Utterance]
     return found
 
 
-def _save(file: Path, utterances: dict[str, list[Utterance]]) -> None:
+def save_utterances(file: Path, utterances: dict[str, list[Utterance]]) -> None:
+    """Keep speech of some kinds. Raises OSError."""
     told: dict[str, list[dict[str, Any]]] = {}
     sounds: list[Samples] = []
     for kind, group in utterances.items():
@@ -143,7 +144,8 @@ def _save(file: Path, utterances: dict[str, list[Utterance]]) -> None:
     os.replace(part, file)
 
 
-def _load(file: Path) -> dict[str, list[Utterance]]:
+def load_utterances(file: Path) -> dict[str, list[Utterance]]:
+    """What `save_utterances` kept."""
     with np.load(file, allow_pickle=False) as kept:
         sound, told = kept["sound"].astype(np.float32) / 32767, json.loads(str(kept["told"]))
     found: dict[str, list[Utterance]] = {}

@@ -98,7 +98,7 @@ class Builder:
             if rng.random() < 0.15:
                 self._noise(tracks, tracks.now, rng)
                 tracks.now += user_samples(rng.uniform(0.8, 1.6))
-            self._turn(tracks, voice, self.stock.utterances, _pauses(rng), rng)
+            self._turn(tracks, voice, self.stock.utterances, draw_pauses(rng), rng)
             over = rng.choice(("nothing", "interruption", "backchannel", "noise", "side_talk"), p=(0.15, 0.35, 0.25, 0.15, 0.1))
             while self._answer(tracks, voice, str(over), rng):
                 over = rng.choice(("nothing", "backchannel", "interruption"), p=(0.5, 0.3, 0.2))
@@ -183,7 +183,11 @@ class Builder:
             tracks.now = at
             ownwords = rng.random() < 0.6
             self._turn(
-                tracks, voice, self.stock.interruptions if ownwords else self.stock.utterances, 0 if ownwords else _pauses(rng), rng
+                tracks,
+                voice,
+                self.stock.interruptions if ownwords else self.stock.utterances,
+                0 if ownwords else draw_pauses(rng),
+                rng,
             )
             event = tracks.events[-1]
             tracks.events.append(replace(event, kind="interruption", start=at))
@@ -273,7 +277,7 @@ class Builder:
         return speaking, labels
 
 
-def _pauses(rng: np.random.Generator) -> int:
+def draw_pauses(rng: np.random.Generator) -> int:
     """How many pauses a turn has: after each stretch it goes on, or ends, with equal chances."""
     return min(int(rng.geometric(0.5)) - 1, 7)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 
-from apps.train_listened import Listened, Reading, save
+from apps.train_listened import CASTS, Listened, Reading, files_of, save
 from duplex.audio import TICK
 from duplex.scenario import KEEP, RESPOND, YIELD, Event
 from encoders.ears import SoundStates
@@ -42,7 +43,8 @@ def heard(seed: int, last: int) -> Listened:
     return Listened(seed, sound, labels, ticks, reading, reading >= 0, read, tuple(readings), events)
 
 
-def write(folder: Path, heard_by: str, sentences: int, last: int, shards: int = 2) -> None:
+def write(folder: Path, heard_by: str, args: argparse.Namespace, last: int) -> None:
     """Files as `train_listened.shards` looks for them."""
-    for shard, name in enumerate([*(f"{sentences}-0-{index:03}" for index in range(shards)), f"more-{sentences}-0-000"]):
-        save(folder / f"heard-{heard_by}-{name}.npz", [heard(100 * shard + n, last) for n in range(50)])
+    for number, cast in enumerate(CASTS):
+        for shard, file in enumerate(files_of(args, folder, heard_by, cast)):
+            save(file, [heard(10_000 * number + 100 * shard + n, last) for n in range(50)])

@@ -182,7 +182,7 @@ def test_the_report_says_all(tmp_path: Path) -> None:
     assert rows[-1].startswith("| rules |") and rows[-1].count("|") == rows[0].count("|")
     points = curve(runs)
     assert "ms" in _delays({"rules": points})[-1] and "silence" in _setting(points)
-    draw({"rules": points}, tmp_path / "curve.png")
+    draw({"people": {"rules": points}, "synthetic": {"rules": points}}, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 5000
 
 

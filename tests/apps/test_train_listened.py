@@ -11,10 +11,10 @@ import pytest
 
 from apps import train_listened, train_speech
 from apps.floor_listening import listen
-from apps.train_heads import heard_places, silences, sounds_over
+from apps.train_heads import FOLDS, heard_places, silences, sounds_over, texts
 from apps.train_predictor import _examples
 from apps.train_stock_texts import to_say, with_places
-from duplex.audio import TICK
+from duplex.audio import TICK, USER_RATE_HZ
 from duplex.errors import InputError
 from duplex.predictor_sentence_end import SentenceEnd
 from duplex.scenario import ScenarioConfig
@@ -71,22 +71,50 @@ def test_words_that_were_kept_back_are_not_learnt_from() -> None:
         heard_places([heard(0, 4)], 20)
 
 
+def test_what_a_fold_is_told_comes_from_heads_that_never_heard_its_sentences() -> None:
+    many = [heard(seed, 4) for seed in range(60)]
+    whole, held = heard_places(many, 20)
+    folds = [heard_places(many, 20, without=fold) for fold in range(FOLDS)]
+    assert sum(len(learnt.over) for learnt, _ in folds) == (FOLDS - 1) * len(whole.over)
+    assert sum(len(learnt.listening) for learnt, _ in folds) == (FOLDS - 1) * len(whole.listening)
+    assert all(len(back.over) == len(held.over) for _, back in folds)
+    for one in many:
+        told = [text for text, _, _ in (*silences(one), *sounds_over(one))]
+        assert texts(one) == told, "each reading lies with the sentence under which it was learnt from"
+
+
 def test_a_predictor_learns_from_what_the_heads_make_of_it() -> None:
     one = heard(3, 4)
-    made = [_examples(one, SentenceEnd(HIDDEN), SoundHeads(20, WIDTH, 4))]
+    heads = [(SentenceEnd(HIDDEN), SoundHeads(20, WIDTH, 4)) for _ in range(FOLDS)]
+    made = [_examples(one, heads)]
     for seed in range(4, 40):
-        made.append(_examples(heard(seed, 4), SentenceEnd(HIDDEN), SoundHeads(20, WIDTH, 4)))
+        made.append(_examples(heard(seed, 4), heads))
     assert all(len(example.mel) == len(one.labels) for example in made)
     told = np.array([np.abs(example.beside[:, -8]).sum() > 0 for example in made])  # whether the odds of an end are known
     assert 0.5 < told.mean() < 1, "in some conversations nobody says how likely the turn ends"
 
 
 def test_files_that_are_there_are_not_made_again(tmp_path: Path) -> None:
-    write(tmp_path, "bridge", 20, 4)
     args = argparse.Namespace(conversations=100, sentences=20, seed=0, work=tmp_path)
+    write(tmp_path, "bridge", args, 4)
     files = train_listened.shards(args, train_listened.work_folder(args), "bridge", train_listened.never)
-    assert [file.name for file in files] == [f"heard-bridge-{name}.npz" for name in ("20-0-000", "20-0-001", "more-20-0-000")]
+    names = ["20-0-000", "20-0-001", "more-20-0-000", "people-20-0-000", *(f"turns-20-0-00{index}" for index in range(3))]
+    assert [file.name for file in files] == [f"heard-bridge-{name}.npz" for name in names]
     assert "hearing" in train_listened.cost(args, ("bridge", "projector"))
+
+
+def test_speakers_are_asked_for_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = argparse.Namespace(conversations=100, sentences=20, seed=0, work=tmp_path)
+    write(tmp_path, "bridge", args, 4)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("apps.recorded_lines.installed", lambda *_: False)
+    train_listened.need_speakers(args, tmp_path, ["bridge"])
+    for cast, package in (("", "apt install flite"), ("-more", "apt install espeak-ng"), ("-turns", "apt install flight-of")):
+        file = train_listened.files_of(args, tmp_path, "bridge", cast)[0]
+        file.rename(tmp_path / "away")
+        with pytest.raises(InputError, match=package):
+            train_listened.need_speakers(args, tmp_path, ["bridge"])
+        (tmp_path / "away").rename(file)
 
 
 def test_every_third_conversation_is_a_sound_over_the_agents_voice() -> None:
@@ -98,6 +126,13 @@ def test_every_third_conversation_is_a_sound_over_the_agents_voice() -> None:
         and kinds[14] == {"noise"}
         and kinds[17] == {"side_talk"}
     )
+
+
+def test_a_turn_by_itself_has_a_silence_behind_it() -> None:
+    for seed in range(5):
+        one = train_listened.scenario_of(Builder(stock(), ScenarioConfig(clean=True)), seed, seed, "-turns")
+        assert {e.kind for e in one.events} <= {"turn", "pause"} and not one.speaking.any()
+        assert (len(one.user) - max(e.end for e in one.events)) / USER_RATE_HZ == pytest.approx(1.7, abs=0.1)
 
 
 def test_people_fall_silent_after_any_word_but_the_last_of_a_sentence() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -66,8 +67,9 @@ def test_what_was_read_and_heard_is_learnt_from(
     monkeypatch.setattr("apps.train_sentence_end.INPUTS", {"bridge": 20, "projector": 20})
     for seed, name in enumerate(("read-0-000", "read-0-001", "read-0-002", "unseen-0")):
         save(tmp_path / f"{name}.npz", read(seed))
-    write(tmp_path, "bridge", 20, last=4)
-    write(tmp_path, "projector", 20, last=0)
+    args = argparse.Namespace(conversations=100, sentences=20, seed=0)
+    write(tmp_path, "bridge", args, last=4)
+    write(tmp_path, "projector", args, last=0)
     out = tmp_path / "made" / "head.safetensors"
     command = ["train", "sentence-end", "--texts", "600", "--conversations", "100", "--sentences", "20", "--epochs", "300"]
     assert main([*command, "--work", str(tmp_path), "--out", str(out), "--sounds", str(out.parent)]) == 0
@@ -89,7 +91,7 @@ def test_too_little_to_keep_some_for_judging_is_told(
     monkeypatch.setattr("apps.train_sentence_end.heard_places", lambda *_: (_ for _ in ()).throw(ValueError("too few")))
     for seed, name in enumerate(("read-0-000", "read-0-001", "unseen-0")):
         save(tmp_path / f"{name}.npz", read(seed))
-    write(tmp_path, "bridge", 20, last=4, shards=1)
+    write(tmp_path, "bridge", argparse.Namespace(conversations=50, sentences=20, seed=0), last=4)
     command = ["train", "sentence-end", "--texts", "400", "--conversations", "50", "--sentences", "20", "--work", str(tmp_path)]
     assert main(command) == 2 and "give more --conversations" in capsys.readouterr().err
 
