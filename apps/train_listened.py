@@ -143,9 +143,17 @@ def cost(args: argparse.Namespace, inputs: Iterable[str]) -> str:
     weight = sum(share * (1 / 3 if cast == "-turns" else 1.0) for cast, share in CASTS.items())
     heard = sum(SHARES[name] for name in inputs) * args.conversations * weight
     minutes = sum(seconds_each[name] * SHARES[name] for name in inputs) * args.conversations * weight / 60
+    megabytes = 0.2 * args.sentences + 1.7 * heard
     return (
-        f"{args.conversations} conversations: about {args.sentences * 0.3 / 60:.0f} min of speaking and {minutes:.0f} min of hearing on "
-        f"one thread, {0.2 * args.sentences + 1.5 * heard:.0f} MB on disk; what is there is not made again."
+        f"{args.conversations} conversations: about {args.sentences * 0.3 / 60:.0f} min of speaking, 25 min to find where recorded people "
+        f"pause, and {minutes:.0f} min of hearing on one thread, {megabytes:.0f} MB on disk; what is there is not made again."
+    )
+
+
+def hours(args: argparse.Namespace, inputs: Iterable[str]) -> float:
+    """So long all conversations last."""
+    return sum(SHARES[name] * share * (9 if cast == "-turns" else 18) for name in inputs for cast, share in CASTS.items()) * (
+        args.conversations / 3600
     )
 
 

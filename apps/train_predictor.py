@@ -54,10 +54,10 @@ def run_training(args: argparse.Namespace) -> int:
     if args.conversations < SHARD or args.sentences < 20 or args.epochs < 1:
         raise ConfigError(f"Train on at least {SHARD} conversations, 20 sentences and 1 epoch.")
     need_flite()
-    hours = args.conversations * 16 / 3600
+    hours = train_listened.hours(args, HEARD_BY)
     print(
-        f"{train_listened.cost(args, HEARD_BY)} {args.epochs} epochs of {hours:.1f} h: about {args.epochs * hours * 7 / 60:.0f} min of "
-        f"learning on one thread. It may be stopped and run again."
+        f"{train_listened.cost(args, HEARD_BY)} {args.epochs} epochs of {hours:.1f} h: about {args.epochs * hours * 0.8 / 60:.0f} min of "
+        f"learning on one thread (three times that on an old CPU). It may be stopped and run again."
     )
     if args.dry_run:
         return 0

@@ -24,6 +24,7 @@ from apps.bench_talks import talk
 from duplex.errors import ConfigError
 from duplex.events import Event, ResponseEnded, ResponseStarted, Trouble, UserTranscript
 from duplex.metrics import stop_latency_s
+from tests.encoders.real_speech import recorded, wrong_words
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -54,6 +55,17 @@ def test_a_spoken_question_is_heard_answered_and_understood(parts, own_time: Non
     parts.ears.feed(state, np.asarray(resample(done.agent_track, 24_000, 16_000), np.float32)[-16_000 * 8 :])
     heard = parts.ears.transcribe(parts.ears.window(state)).text
     assert "paris" in heard.lower()
+
+
+@pytest.mark.weights
+def test_a_man_who_pauses_is_waited_for(parts, own_time: None) -> None:
+    """Kennedy in 1961, who falls silent three times before he has asked what he asks."""
+    man = recorded("jfk")
+    done = talk(load_profile("edge"), parts, [Say(man)], paced=False)
+    (started,) = done.of(ResponseStarted)
+    assert started.at > done.user.said[0].end, "the agent began before he had finished"
+    said = [e.text for e in done.of(UserTranscript) if e.final]
+    assert len(said) == 1 and wrong_words("jfk", said[0]) <= 2
 
 
 @pytest.mark.weights
