@@ -152,9 +152,8 @@ def cost(args: argparse.Namespace, inputs: Iterable[str]) -> str:
 
 def hours(args: argparse.Namespace, inputs: Iterable[str]) -> float:
     """So long all conversations last."""
-    return sum(SHARES[name] * share * (9 if cast == "-turns" else 18) for name in inputs for cast, share in CASTS.items()) * (
-        args.conversations / 3600
-    )
+    seconds = sum(SHARES[name] * share * (9.0 if cast == "-turns" else 18.0) for name in inputs for cast, share in CASTS.items())
+    return float(args.conversations) * seconds / 3600
 
 
 def never() -> None:

@@ -8,7 +8,7 @@ A silence after which another sentence begins is no place: nobody knows whether 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -27,6 +27,8 @@ from encoders.ears import Ears
 
 EVERY: dict[Set, int] = {"training": 1, "bench": 3}
 """Of so many lines one is taken: the bench needs fewer than there are."""
+PART = 250
+"""Lines that are kept together while others are heard; a minute's work."""
 SILENT_DB = -30.0
 """Below the loud parts."""
 SILENCE_S = 0.09
@@ -48,18 +50,25 @@ def make_people(which: Set, folder: Path, tell: Progress) -> Stock:
     if not file.exists():
         need(which)
         folder.mkdir(parents=True, exist_ok=True)
-        ears = build_parts(
-            load_profile("edge", ["ears.heads=false", "thinker.chat.sentence_end=odds", "predictor.kind=rules"])
-        ).ears
+        profile = load_profile("edge", ["ears.heads=false", "thinker.chat.sentence_end=odds", "predictor.kind=rules"])
+        ears = build_parts(profile).ears
         torch.set_num_threads(1)
-        found = list[Utterance]()
-        for number, line in enumerate(islice(lines(which), 0, None, EVERY[which])):
-            if number % 500 == 0:
-                tell(f"Whisper hears what people say: {number} lines")
-            utterance = utter(line, ears)
-            found += [utterance] if utterance is not None else []
-        save_utterances(file, {"utterances": found})
+        _hear_all(islice(lines(which), 0, None, EVERY[which]), ears, file, tell)
     return stock_of(load_utterances(file)["utterances"])
+
+
+def _hear_all(said: Iterator[Line], ears: Ears, file: Path, tell: Progress) -> None:
+    """Part by part, so that it may be stopped and run again."""
+    parts = list[Path]()
+    while some := list(islice(said, PART)):
+        tell(f"Whisper hears what people say: {len(parts) * PART} lines")
+        parts.append(file.with_suffix(f".{len(parts):02}.npz"))
+        if not parts[-1].exists():
+            heard = [utter(line, ears) for line in some]
+            save_utterances(parts[-1], {"utterances": [u for u in heard if u is not None]})
+    save_utterances(file, {"utterances": [u for part in parts for u in load_utterances(part)["utterances"]]})
+    for part in parts:
+        part.unlink()
 
 
 def stock_of(utterances: Sequence[Utterance]) -> Stock:

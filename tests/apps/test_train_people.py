@@ -102,3 +102,24 @@ def test_what_was_heard_is_not_heard_again(tmp_path: Path) -> None:
     train_people.save_utterances(tmp_path / "training-people.npz", {"utterances": found})
     stock = make_people("training", tmp_path, print)
     assert [u.said for u in stock.utterances] == [u.said for u in found]
+
+
+def test_hearing_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+
+    def utter_one(line: Line, _: Ears) -> Utterance | None:
+        if line.name == "4" and "4" not in heard:
+            heard.append("4")
+            raise KeyboardInterrupt
+        heard.append(line.name)
+        return None if line.name == "2" else _said(line.voice, 1, f"line {line.name}")
+
+    monkeypatch.setattr(train_people, "utter", utter_one)
+    monkeypatch.setattr(train_people, "PART", 2)
+    made, file = [Line(str(n), "anna", _silence(0)) for n in range(5)], tmp_path / "training-people.npz"
+    with pytest.raises(KeyboardInterrupt):
+        train_people._hear_all(iter(made), None, file, print)  # type: ignore[arg-type]
+    train_people._hear_all(iter(made), None, file, print)  # type: ignore[arg-type]
+    assert heard == ["0", "1", "2", "3", "4", "4"], "nothing is heard twice but what was stopped"
+    assert [u.said[-1] for u in train_people.load_utterances(file)["utterances"]] == [f"line {n}" for n in (0, 1, 3, 4)]
+    assert list(tmp_path.iterdir()) == [file]
