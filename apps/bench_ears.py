@@ -11,6 +11,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from agent.parts import Parts
 from agent.profiles import Profile
 from apps.bench_clips import clips
 from apps.bench_conversation import contains
+from apps.recorded_lines import scripted
 from apps.recorded_prompts import installed, prompts
 from duplex.audio import USER_FRAME, USER_RATE_HZ, Samples, user_samples
 from duplex.errors import ConfigError, InputError
@@ -34,6 +36,8 @@ from encoders.ears import Ears, Transcript
 from encoders.mel import MELS, POWER_FLOOR, Mel
 from encoders.whisper_ears import WhisperEars
 
+ACTED_EVERY = 8
+"""Of the actors' lines one in so many is heard."""
 AFTER_S = 0.24
 """Silence after the speech at which the words are asked for."""
 
@@ -80,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_ears(profile: Profile, parts: Parts, args: argparse.Namespace) -> Iterator[str]:
     """Everything, line by line."""
-    said = _shipped() + _recorded() + [one for file in args.speech for one in read_speech(file)]
+    said = _shipped() + _recorded() + _acted() + [one for file in args.speech for one in read_speech(file)]
     groups = list(dict.fromkeys(one.group for one in said))
     if args.limit:
         said = [one for group in groups for one in [s for s in said if s.group == group][: args.limit]]
@@ -89,6 +93,8 @@ def run_ears(profile: Profile, parts: Parts, args: argparse.Namespace) -> Iterat
     levels: list[float | None] = [None, *(float(db) for db in args.noise.split(",") if db.strip())]
     if not installed():
         yield "No recorded prompts: apt install asterisk-core-sounds-en asterisk-core-sounds-en-g722 ffmpeg."
+    if "actors" not in groups:
+        yield "No actors: apt install flight-of-the-amazon-queen."
     if "projector" not in kinds:
         yield "The projector has no trained weights here (`duologue train projector`): the bridge alone."
     yield "WER in %, and the time after the end of speech (median, p95) in ms; n is utterances."
@@ -159,6 +165,11 @@ def _shipped() -> list[Said]:
 def _recorded() -> list[Said]:
     """A woman's prompts with words that were kept back from the training."""
     return [Said("recorded prompts", text, samples) for text, samples in prompts(True)]
+
+
+def _acted() -> list[Said]:
+    """What actors say, as it is written; no recogniser here has heard them."""
+    return [Said("actors", line.text, line.samples) for line in islice(scripted(), 0, None, ACTED_EVERY)]
 
 
 def read_speech(file: Path) -> list[Said]:

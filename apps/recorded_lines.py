@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from apps.recorded_scripts import dialogues
 from duplex.audio import USER_RATE_HZ, Samples
 from duplex.errors import InputError
 from duplex.resample import resample
@@ -49,6 +50,8 @@ class Line:
     """Who says it, or one of few: a person in a dialogue, or the people of a scene."""
     samples: Samples
     """[n] user samples."""
+    text: str = ""
+    """The words, where the script tells them."""
 
 
 def installed(which: Set, games: Path = GAMES) -> bool:
@@ -79,15 +82,28 @@ def lines(which: Set, games: Path = GAMES) -> Iterator[Line]:
         raise InputError(f"The games in {games} cannot be read ({error}); install the packages of Debian 12.") from error
 
 
+def scripted(games: Path = GAMES) -> Iterator[Line]:
+    """Lines whose words are known exactly; nothing where the game is not installed. Raises InputError for an archive of another layout."""
+    if not (games / QUEEN).is_file():
+        return
+    try:
+        yield from (line for line in _queen((games / QUEEN).read_bytes()) if line.text)
+    except (struct.error, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"The game in {games} cannot be read ({error}); install the package of Debian 12.") from error
+
+
 def _queen(data: bytes) -> Iterator[Line]:
     """A table of names, places and sizes, big-endian; then MP3s. A line comes in parts, whose numbers end their names."""
     (count,) = struct.unpack_from(">H", data, 13)
-    parts = dict[str, list[tuple[str, int, int]]]()
+    parts, written = dict[str, list[tuple[str, int, int]]](), list[bytes]()
     for index in range(count):
         name, _, start, size = struct.unpack_from(">12sBII", data, 15 + 21 * index)
         file, _, kind = name.rstrip(b"\0").decode("ascii").partition(".")
         if kind == "SB":
             parts.setdefault(file[:-1], []).append((file[-1], start, size))
+        elif kind == "DOG":
+            written.append(data[start : start + size])
+    texts = dialogues(written)
     for name, said in sorted(parts.items()):
         try:
             read = [soundfile.read(io.BytesIO(data[start : start + size]), dtype="float32") for _, start, size in sorted(said)]
@@ -96,7 +112,7 @@ def _queen(data: bytes) -> Iterator[Line]:
         joe = name.endswith("J") or name.startswith("JOE")
         who = name[: 2 if name.endswith(("J", "P")) else 5 if joe else 4]
         sound = np.concatenate([resample(samples, rate, USER_RATE_HZ) for samples, rate in read])
-        yield Line(f"queen-{name}", f"queen-{'joe-' * joe}{who}", sound)
+        yield Line(f"queen-{name}", f"queen-{'joe-' * joe}{who}", sound, texts.get(name, ""))
 
 
 def _sky(index: bytes, data: bytes) -> Iterator[Line]:

@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
 from apps import recorded_lines
-from apps.recorded_lines import DRASCULA, QUEEN, RATE_HZ, SKY, installed, lines
+from apps.recorded_lines import DRASCULA, QUEEN, RATE_HZ, SKY, installed, lines, scripted
+from apps.recorded_scripts import dialogues
 from duplex.audio import USER_RATE_HZ
 from duplex.errors import InputError
 from duplex.scenario_texts import Set
@@ -36,6 +39,20 @@ def _queen(files: dict[str, bytes]) -> bytes:
     return b"QTBLCEM10\0\0\0\1" + struct.pack(">H", len(files)) + table + body
 
 
+def dialogue(number: int, hero: dict[int, str], others: dict[int, str]) -> bytes:
+    """One of the game's."""
+
+    def strings(said: dict[int, str]) -> bytes:
+        made = b""
+        for string, text in said.items():
+            made += struct.pack(">HHB", 0, string, len(text)) + text.encode()
+            made += b"\0" * (-len(made) % 4)
+        return made
+
+    head = struct.pack(">HHH", 5, 1, number) + bytes(16)
+    return bytes(20) + head + struct.pack(">HI", 28 + len(strings(hero)), 0) + strings(hero) + strings(others)
+
+
 def _sky(files: dict[int, tuple[bytes, bool]]) -> tuple[bytes, bytes]:
     """Number -> (what lies there, whether its place is counted in sixteens)."""
     index, body = struct.pack("<I", len(files)), b""
@@ -54,7 +71,8 @@ def games(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     mp3 = io.BytesIO()
     soundfile.write(mp3, TONE, RATE_HZ, format="MP3")
     speech = ("020001J1.SB", "020001P1.SB", "020001P2.SB", "JOE06871.SB", "C99A_151.SB")
-    files = {name: mp3.getvalue() for name in speech} | {"030001P1.SB": b"no sound", "AND1.DOG": b"words"}
+    written = dialogue(2, {1: "*FRNo, not that!*02"}, {1: "It is.*01*03Or was it?*16"})
+    files = {name: mp3.getvalue() for name in speech} | {"030001P1.SB": b"no sound", "AND1.DOG": written}
     (folder / QUEEN).parent.mkdir(parents=True)
     (folder / QUEEN).write_bytes(_queen(files))
     index, body = _sky(
@@ -92,6 +110,29 @@ def test_who_speaks(games: Path) -> None:
     assert {line.name: line.voice for line in lines("bench", games)} == {"sky-50007": "sky-500", "sky-50123": "sky-501"}
 
 
+def test_the_script_tells_the_words(games: Path, tmp_path: Path) -> None:
+    assert {line.name: line.text for line in scripted(games)} == {
+        "queen-020001J": "No, not that!",
+        "queen-020001P": "It is. Or was it?",
+    }
+    assert list(scripted(tmp_path)) == []
+
+
+@given(st.binary(max_size=300))
+def test_what_is_no_dialogue_holds_no_words_or_some(data: bytes) -> None:
+    for name, text in dialogues([data]).items():
+        assert len(name) == 7 and text == text.strip() != ""
+
+
+@given(
+    st.dictionaries(st.integers(1, 0xFFFF), st.text("abc de'.?!", min_size=3, max_size=80).filter(str.strip), max_size=5),
+    st.integers(1, 99),
+)
+def test_every_string_of_a_dialogue_is_read(said: dict[int, str], number: int) -> None:
+    found = dialogues([dialogue(number, said, said)])
+    assert found == {f"{number:02d}{n:04X}{who}": " ".join(text.split()) for n, text in said.items() for who in "JP"}
+
+
 def test_every_archive_holds_the_same_sound(games: Path) -> None:
     sets: tuple[Set, ...] = ("training", "bench")
     for which in sets:
@@ -124,6 +165,8 @@ def test_the_packages_are_read(which: Set) -> None:
         refuse = pytest.fail if in_ci() else pytest.skip
         refuse(f"not installed: {recorded_lines.PACKAGES[which]}")
     some = list(islice(lines(which), 20, 60))
+    if which == "training":
+        assert sum(bool(line.text) for line in lines(which)) > 1500, "the script has the words of every talk"
     assert len(some) == 40 and all(
         0.1 < len(line.samples) / USER_RATE_HZ < 60 and np.abs(line.samples).max() > 0.05 for line in some
     )
