@@ -10,7 +10,6 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,16 +19,16 @@ from agent.parts import Parts
 from agent.profiles import Profile
 from apps import recorded_lines
 from apps.bench_floor_systems import Ours, Silence, SmartTurn, System, overlap_run, silero, smart_turn_file, webrtc
-from apps.floor_listening import Took, listen
+from apps.floor_listening import Known, Took, listen
 from apps.train_people import make_people
 from apps.train_stock import WordsReader, bench_voices, make_stock
 from duplex.errors import ConfigError
-from duplex.floor_scores import FloorScores, Point, TurnRun, curve, delay_at, floor_scores
+from duplex.floor_scores import FloorScores, OverlapRun, Point, TurnRun, curve, delay_at, floor_scores
 from duplex.predictor import RulePredictor
 from duplex.predictor_choice import PredictorConfig
 from duplex.predictor_features import Heard
 from duplex.predictor_trained import WEIGHTS, TrainedPredictor
-from duplex.scenario import Kind, ScenarioConfig, Stock
+from duplex.scenario import Kind, Scenario, ScenarioConfig, Stock
 from duplex.scenario_builder import Builder
 from duplex.scenario_probe import probe
 from duplex.vad import Vad
@@ -55,33 +54,31 @@ def run_floor(profile: Profile, parts: Parts, args: argparse.Namespace) -> list[
         raise ConfigError("Measure on at least 8 turns and 8 overlaps.")
     if not isinstance(parts.vad, Vad):
         raise ConfigError("duologue bench floor needs a profile with silero's voice activity, such as edge.")
-
-    def wait() -> None:
-        while args.wait_while is not None and args.wait_while.exists():
-            time.sleep(1.0)
+    vad = parts.vad
 
     systems, notes = _systems(parts.vad, args.predictor, profile.section("predictor", PredictorConfig))
     config, took = session_config(profile), Took()
     reader = WordsReader(parts, config.response.system_prompt)
+
+    def heard(scenario: Scenario) -> tuple[Scenario, list[Known]]:
+        while args.wait_while is not None and args.wait_while.exists():
+            time.sleep(1.0)
+        return scenario, listen(scenario, vad, reader, took, config)
+
     lines, curves = list[str](), dict[str, dict[str, list[Point]]]()
     for who, stock in _stocks(args.who, notes).items():
         builder = Builder(stock, ScenarioConfig())
         turns: dict[str, list[TurnRun]] = {system.name: [] for system in systems}
-        for seed in range(args.turns):
-            wait()
-            scenario = builder.turn(seed, 0 if seed % 2 else 1 + seed // 2 % 2)
-            ticks = listen(scenario, parts.vad, reader, took, config)
+        for scenario, ticks in (heard(builder.turn(seed, 0 if seed % 2 else 1 + seed // 2 % 2)) for seed in range(args.turns)):
             for system in systems:
                 turns[system.name].append(system.turn(scenario, ticks))
-        overlaps: dict[str, list[Any]] = {system.name: [] for system in systems}
+        overlaps: dict[str, list[OverlapRun]] = {system.name: [] for system in systems}
         for seed in range(args.overlaps):
-            wait()
-            kind = OVER[seed % 4]
-            scenario = builder.overlap(10_000 + seed, kind)
-            ticks = listen(scenario, parts.vad, reader, took, config)
+            kind = OVER[seed % len(OVER)]
+            scenario, ticks = heard(builder.overlap(10_000 + seed, kind))
             for system in systems:
                 overlaps[system.name].append(overlap_run(system, kind, scenario, ticks))
-        curves[who] = {name: curve(runs) for name, runs in turns.items() if name != "network, overlaps too"}
+        curves[who] = {name: curve(runs) for name, runs in turns.items()}
         lines += [
             f"{who}: {args.turns} turns, half of them with one or two pauses of 0.3 to 2 s, and {args.overlaps} sounds over the agent's "
             "voice; rooms, noise of 5 to 30 dB",

@@ -15,6 +15,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,24 +73,27 @@ def need(which: Set, games: Path = GAMES) -> None:
 def lines(which: Set, games: Path = GAMES) -> Iterator[Line]:
     """Every line that can be read. Raises InputError for an archive of another layout, or none."""
     need(which, games)
-    try:
+    with _as_packaged(games):
         if which == "bench":
             yield from _sky((games / SKY).with_suffix(".dnr").read_bytes(), (games / SKY).read_bytes())
         else:
             yield from _queen((games / QUEEN).read_bytes())
             yield from _drascula(games / DRASCULA)
-    except (struct.error, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"The games in {games} cannot be read ({error}); install the packages of Debian 12.") from error
 
 
 def scripted(games: Path = GAMES) -> Iterator[Line]:
     """Lines whose words are known exactly; nothing where the game is not installed. Raises InputError for an archive of another layout."""
-    if not (games / QUEEN).is_file():
-        return
+    if (games / QUEEN).is_file():
+        with _as_packaged(games):
+            yield from (line for line in _queen((games / QUEEN).read_bytes()) if line.text)
+
+
+@contextmanager
+def _as_packaged(games: Path) -> Iterator[None]:
     try:
-        yield from (line for line in _queen((games / QUEEN).read_bytes()) if line.text)
+        yield
     except (struct.error, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"The game in {games} cannot be read ({error}); install the package of Debian 12.") from error
+        raise InputError(f"The games in {games} cannot be read ({error}); install the packages of Debian 12.") from error
 
 
 def _queen(data: bytes) -> Iterator[Line]:

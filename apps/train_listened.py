@@ -36,9 +36,27 @@ from encoders.ears import SoundStates
 SHARD = 50  # conversations per file
 SHARES = {"bridge": 1.0, "projector": 0.25}
 """Of the conversations that each input hears; the projector takes twice as long."""
-CASTS = {"": 1.0, "-more": 1 / 3, "-people": 0.75, "-turns": 1.5}
-"""Who speaks: the training's voices; for so many conversations and sentences more others; for so many conversations, and turns, people."""
-FIRST_SEEDS = {"": 0, "-more": 500_000, "-people": 250_000, "-turns": 750_000}
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Some speakers, and what is built of what they say."""
+
+    share: float
+    """Of `--conversations`, and where they are programs of `--sentences`, so many."""
+    first_seed: int
+    people: bool = False
+    turns: bool = False
+    """Single turns in place of conversations, which last half as long."""
+
+
+CASTS = {
+    "": Cast(1.0, 0),
+    "-more": Cast(1 / 3, 500_000),
+    "-people": Cast(0.75, 250_000, people=True),
+    "-turns": Cast(1.5, 750_000, people=True, turns=True),
+}
+"""By what the names of their files hold."""
 WITHOUT = ("thinker.chat.sentence_end=odds", "predictor.kind=rules")
 """Settings of the agent that hears and reads before what is taught here is there."""
 OVERLAPS = ("interruption", "backchannel", "interruption", "backchannel", "noise", "side_talk")
@@ -122,9 +140,9 @@ def noted(seed: int, scenario: Scenario, ticks: Sequence[Known], states: dict[st
     )
 
 
-def scenario_of(builder: Builder, seed: int, place: int, cast: str = "") -> Scenario:
+def scenario_of(builder: Builder, seed: int, place: int, *, turns: bool = False) -> Scenario:
     """The conversation of a seed; place: its number."""
-    if cast == "-turns":
+    if turns:
         return builder.turn(seed, draw_pauses(np.random.default_rng((seed, 7))), TURN_AFTER_S)
     if place % 3 == 2:
         return builder.overlap(seed, OVERLAPS[place // 3 % len(OVERLAPS)])  # type: ignore[arg-type]
@@ -140,10 +158,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def cost(args: argparse.Namespace, inputs: Iterable[str]) -> str:
     """What making them will cost, as a sentence."""
     seconds_each = {"bridge": 1.4, "projector": 2.8}
-    weight = sum(share * (1 / 3 if cast == "-turns" else 1.0) for cast, share in CASTS.items())
-    heard = sum(SHARES[name] for name in inputs) * args.conversations * weight
-    minutes = sum(seconds_each[name] * SHARES[name] for name in inputs) * args.conversations * weight / 60
-    megabytes = 0.2 * args.sentences + 1.7 * heard
+    built = args.conversations * sum(cast.share for cast in CASTS.values())
+    minutes = sum(seconds_each[name] * SHARES[name] for name in inputs) * built / 60
+    megabytes = 0.2 * args.sentences + 310 * hours(args, inputs)
     return (
         f"{args.conversations} conversations: about {args.sentences * 0.3 / 60:.0f} min of speaking, 25 min to find where recorded people "
         f"pause, and {minutes:.0f} min of hearing on one thread, {megabytes:.0f} MB on disk; what is there is not made again."
@@ -152,7 +169,7 @@ def cost(args: argparse.Namespace, inputs: Iterable[str]) -> str:
 
 def hours(args: argparse.Namespace, inputs: Iterable[str]) -> float:
     """So long all conversations last."""
-    seconds = sum(SHARES[name] * share * (9.0 if cast == "-turns" else 18.0) for name in inputs for cast, share in CASTS.items())
+    seconds = sum(SHARES[name] * cast.share * (9.0 if cast.turns else 18.0) for name in inputs for cast in CASTS.values())
     return float(args.conversations) * seconds / 3600
 
 
@@ -167,15 +184,20 @@ def shards(args: argparse.Namespace, work: Path, heard_by: str, wait: Callable[[
 
 def need_speakers(args: argparse.Namespace, work: Path, inputs: Iterable[str]) -> None:
     """Raises InputError where a voice is not installed whose conversations are not there."""
-    needs: dict[str, Callable[[], None]] = {"": need_flite, "-more": need_espeak}
-    for cast in CASTS:
-        if not all(file.exists() for name in inputs for file in files_of(args, work, name, cast)):
-            needs.get(cast, lambda: need_people("training"))()
+    for name, cast in CASTS.items():
+        if all(file.exists() for heard_by in inputs for file in files_of(args, work, heard_by, name)):
+            continue
+        if cast.people:
+            need_people("training")
+        else:
+            if name == "-more":
+                need_espeak()
+            need_flite()
 
 
 def files_of(args: argparse.Namespace, work: Path, heard_by: str, cast: str) -> list[Path]:
     """Where the conversations of a cast are kept."""
-    count = max(round(args.conversations * SHARES[heard_by] * CASTS[cast]) // SHARD, 1)
+    count = max(round(args.conversations * SHARES[heard_by] * CASTS[cast].share) // SHARD, 1)
     return [work / f"heard-{heard_by}{cast}-{args.sentences}-{args.seed}-{index:03}.npz" for index in range(count)]
 
 
@@ -198,8 +220,8 @@ def _of_cast(args: argparse.Namespace, work: Path, heard_by: str, cast: str, wai
         made = []
         for place in range(index * SHARD, (index + 1) * SHARD):
             wait()
-            seed = args.seed * 1_000_000 + place + FIRST_SEEDS[cast]
-            scenario = scenario_of(Builder(stock, ScenarioConfig(clean=place % 8 == 0)), seed, place, cast)
+            seed = args.seed * 1_000_000 + place + CASTS[cast].first_seed
+            scenario = scenario_of(Builder(stock, ScenarioConfig(clean=place % 8 == 0)), seed, place, turns=CASTS[cast].turns)
             reader.states.clear()
             made.append(noted(seed, scenario, listen(scenario, parts.vad, reader, _took(seed), config), reader.states))
         save(files[index], made)
@@ -217,10 +239,10 @@ def _stock(args: argparse.Namespace, folder: Path, cast: str, profile: Profile) 
     def tell(text: str) -> None:
         print(text, flush=True)
 
-    if cast in ("-people", "-turns"):
+    if CASTS[cast].people:
         return make_people("training", folder, tell)
     if cast == "-more":
-        return make_stock("training", more_training_voices(max(round(args.sentences * CASTS[cast]), 10)), folder, tell)
+        return make_stock("training", more_training_voices(max(round(args.sentences * CASTS[cast].share), 10)), folder, tell)
     where = weights.locate(profile)
     voices = training_voices(args.sentences, where["vits-joe-split"], where["vits-joe-config"])
     return make_stock("training", voices, folder, tell)

@@ -21,6 +21,7 @@ from agent.profiles import load_profile
 from apps.recorded_lines import Line, lines, need
 from apps.train_stock import Progress, load_utterances, save_utterances
 from duplex.audio import USER_RATE_HZ, Samples, user_samples
+from duplex.english import is_backchannel, words_of
 from duplex.scenario import Stock, Utterance
 from duplex.scenario_texts import Set
 from encoders.ears import Ears
@@ -38,8 +39,6 @@ BEFORE_S, AFTER_S = 0.4, 0.3
 SHORTEST_S, LONGEST_S = 0.3, 12.0
 NO_SPEECH = 0.6
 """Whisper's, from which on a line is a noise."""
-LISTENERS = "hm hmm mm mmm mhm uh huh yeah yes yep ok okay right sure really oh ah aha wow see i good"
-"""Of whose words alone a line that only shows that somebody listens is made."""
 INTERRUPTION_S = 3.0
 """What may interrupt lasts no longer."""
 
@@ -73,12 +72,11 @@ def _hear_all(said: Iterator[Line], ears: Ears, file: Path, tell: Progress) -> N
 
 def stock_of(utterances: Sequence[Utterance]) -> Stock:
     """What may be said when. Every voice has everybody's short words, of which one alone says too few."""
-    small = set(words(LISTENERS))
-    others = [u for u in utterances if not set(words(u.said[-1])) <= small]
+    listening = [u for u in utterances if is_backchannel(u.said[-1])]
+    others = [u for u in utterances if not is_backchannel(u.said[-1])]
     short = [u for u in others if len(u.places) == 1 and len(u.samples) <= user_samples(INTERRUPTION_S)]
     able = {u.voice for u in short} & {u.voice for u in others if len(u.places) > 1}
-    listening = [u for u in utterances if len(u.places) == 1 and set(words(u.said[-1])) <= small]
-    everybodys = [replace(u, voice=voice) for voice in sorted(able) for u in listening]
+    everybodys = [replace(u, voice=voice) for voice in sorted(able) for u in listening if len(u.places) == 1]
     return Stock([u for u in others if u.voice in able], [u for u in short if u.voice in able], everybodys)
 
 
@@ -88,7 +86,7 @@ def utter(line: Line, ears: Ears) -> Utterance | None:
     if not user_samples(SHORTEST_S) <= len(sound) <= user_samples(LONGEST_S):
         return None
     whole, no_speech = hear(ears, sound)
-    if no_speech > NO_SPEECH or not words(whole):
+    if no_speech > NO_SPEECH or not words_of(whole):
         return None
     places, said, since = [], [], 0
     for start, stop in gaps:
@@ -96,7 +94,7 @@ def utter(line: Line, ears: Ears) -> Utterance | None:
             continue
         since = stop
         before, _ = hear(ears, sound[:start])
-        if words(before) and goes_on(before, whole):
+        if words_of(before) and goes_on(before, whole):
             places.append(start)
             said.append(before)
     return Utterance(line.voice, sound, (*places, len(sound)), (*said, whole), (*(False for _ in places), True))
@@ -118,11 +116,6 @@ def goes_on(before: str, whole: str) -> bool:
     """Whether more is said after these words, and no sentence of it all ends with them, or a word sooner or later."""
     said, n = whole.split(), len(before.split())
     return n < len(said) and not any(re.search(r"[.?!]['\"]?$", word) for word in said[max(n - 2, 0) : min(n + 1, len(said) - 1)])
-
-
-def words(text: str) -> list[str]:
-    """In small letters, without marks."""
-    return re.sub(r"[^a-z' ]", "", text.lower()).split()
 
 
 def hear(ears: Ears, samples: Samples) -> tuple[str, float]:

@@ -21,7 +21,6 @@ import torch
 from apps import train_listened
 from apps.train_heads import FOLDS, fold_file, fold_of, texts
 from apps.train_listened import SHARD, Listened
-from apps.train_speech import need_flite
 from duplex.errors import ConfigError, OutputError
 from duplex.predictor import Ending
 from duplex.predictor_net import FloorNet, NetConfig
@@ -53,7 +52,6 @@ def run_training(args: argparse.Namespace) -> int:
     """Entry point; returns the exit code."""
     if args.conversations < SHARD or args.sentences < 20 or args.epochs < 1:
         raise ConfigError(f"Train on at least {SHARD} conversations, 20 sentences and 1 epoch.")
-    need_flite()
     hours = train_listened.hours(args, HEARD_BY)
     print(
         f"{train_listened.cost(args, HEARD_BY)} {args.epochs} epochs of {hours:.1f} h: about {args.epochs * hours * 0.8 / 60:.0f} min of "

@@ -130,7 +130,7 @@ def test_every_third_conversation_is_a_sound_over_the_agents_voice() -> None:
 
 def test_a_turn_by_itself_has_a_silence_behind_it() -> None:
     for seed in range(5):
-        one = train_listened.scenario_of(Builder(stock(), ScenarioConfig(clean=True)), seed, seed, "-turns")
+        one = train_listened.scenario_of(Builder(stock(), ScenarioConfig(clean=True)), seed, seed, turns=True)
         assert {e.kind for e in one.events} <= {"turn", "pause"} and not one.speaking.any()
         assert (len(one.user) - max(e.end for e in one.events)) / USER_RATE_HZ == pytest.approx(1.7, abs=0.1)
 

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from apps import cli, train_predictor, train_speech, train_stock
+from apps import cli, train_speech, train_stock
 from duplex.errors import InputError, WeightsError
 from duplex.predictor_features import Heard
 from duplex.predictor_net import NetConfig
@@ -150,8 +150,7 @@ def test_it_learns_stops_and_goes_on(tmp_path: Path) -> None:
         train(data, net, TrainingConfig(), file, more.append)
 
 
-def test_the_cost_is_told_first(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_predictor, "need_flite", lambda: None)
+def test_the_cost_is_told_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "predictor", "--dry-run"]) == 0
     assert "min of learning" in capsys.readouterr().out
     assert cli.main(["train", "predictor", "--conversations", "3"]) == 2
